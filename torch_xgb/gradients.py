@@ -1,0 +1,96 @@
+"""The gradients of a step, before the base optimizer uses them: checked, and Eq. 7's λ added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.settings import non_negative, one_of
+
+__all__ = ["GradientPolicy"]
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class GradientPolicy:
+    """What to do about gradients that are missing or not finite.
+
+    Attributes:
+        nonfinite: "error" or "skip" (the step).
+        unused: "error" or "skip" (the factor).
+        factor_l2: λ; 2λ times a factor is added to its gradient.
+
+    References:
+        Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), Eq. 7.
+    """
+
+    nonfinite: str
+    unused: str
+    factor_l2: float
+
+    def __post_init__(self) -> None:
+        one_of("nonfinite", self.nonfinite, ("error", "skip"))
+        one_of("unused", self.unused, ("error", "skip"))
+        non_negative("factor_l2", self.factor_l2)
+
+    @torch.no_grad()
+    def prepare(self, factors: Named, others: Named) -> bool:
+        """Check every gradient before it can do harm, and add λ's to the factors'.
+
+        Args:
+            factors: The drawn factors, each under its target's name.
+            others: The parameters trained in full.
+
+        Returns:
+            Whether the step may be taken.
+
+        Raises:
+            RuntimeError: If a drawn factor has no gradient, or a gradient is not finite, and the
+                policy is "error". Nothing is changed.
+        """
+        missing = list(dict.fromkeys(name for name, p in factors if p.grad is None))
+        if missing and self.unused == "error":
+            raise RuntimeError(_no_gradient(missing))
+        bad = _not_finite([(n, p.grad) for n, p in [*factors, *others] if p.grad is not None])
+        if bad and self.nonfinite == "skip":
+            return False
+        if bad:
+            raise RuntimeError(
+                f"{len(bad)} gradients are not finite, first that of {bad[0]!r}; nothing was "
+                "changed. Lower the learning rate or clip, or skip such steps with nonfinite='skip'"
+            )
+        if self.factor_l2:
+            for _, p in factors:
+                if p.grad is not None:
+                    p.grad.add_(p, alpha=2 * self.factor_l2)
+        return True
+
+
+def _not_finite(named: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of gradients with a NaN or an infinity; one synchronisation if none has."""
+    gradients = [g.coalesce().values() if g.is_sparse else g for _, g in named]
+    if not gradients or _all_finite(gradients):
+        return []
+    return [name for (name, _), g in zip(named, gradients, strict=True) if not g.isfinite().all()]
+
+
+def _all_finite(gradients: list[Tensor]) -> bool:
+    norms = torch._foreach_norm(gradients, float("inf"))
+    dtype = reduce(torch.promote_types, (norm.dtype for norm in norms))
+    return bool(torch.stack([n.to(norms[0].device, dtype) for n in norms]).isfinite().all())
+
+
+def _no_gradient(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
+    return (
+        f"{len(names)} drawn targets got no gradient: {shown}. Either backward() has not run since "
+        "the last zero_grad(); or the module's forward is bypassed, as by a fused kernel that "
+        "reads the weight itself: leave it out with exclude_modules; or the batch was routed past "
+        "it: pass unused='skip'; or gradient checkpointing with use_reentrant=True got inputs "
+        "without gradient: take use_reentrant=False, or call model.enable_input_require_grads()"
+    )

@@ -1,0 +1,113 @@
+"""The low-rank pair as formulas on tensors.
+
+Letters and shapes, here and in every other module:
+    x (..., in)     input of a linear map        W (out, in)   its weight, frozen
+    y (..., out)    its output                   A (r, in)     down-projection
+    s               scaling, lora_alpha / r      B (out, r)    up-projection
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["add_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
+
+
+def scaling(lora_alpha: float | None, r: int) -> float:
+    """Return s = lora_alpha / r, or 1 with None (W + B A, as XGBLoRA writes it).
+
+    References:
+        LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), section 4.1.
+        Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), Eq. 8.
+    """
+    return 1.0 if lora_alpha is None else lora_alpha / r
+
+
+def kaiming_bound(in_features: int) -> float:
+    """Return b of U(-b, b), which LoRA draws A from: Kaiming's with a = sqrt(5)."""
+    return math.sqrt(6 / ((1 + 5) * in_features))
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the widest floating dtype of a device: float64, but for Apple's."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def frobenius_norms(pairs: list[tuple[Tensor, Tensor]], s: float) -> Tensor:
+    """Return ‖s·B A‖_F of every pair, without forming a product of shape (out, in).
+
+    ‖B A‖²_F = tr((BᵀB)(A Aᵀ)), two (r, r) matrices.
+    """
+    squares = []
+    for A, B in pairs:
+        wide_A, wide_B = A.to(widest(A.device)), B.to(widest(B.device))
+        squares.append(((wide_B.T @ wide_B) * (wide_A @ wide_A.T)).sum())
+    return torch.stack(squares).clamp_(min=0).sqrt_().mul_(abs(s))
+
+
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """Return y + s·(x Aᵀ)Bᵀ, written into y's own memory; backward keeps x and x Aᵀ alone.
+
+    Args:
+        y: The linear map's fresh output ``(..., out_features)``. Nothing else may hold on to its
+            values: they are overwritten.
+        x: The map's input ``(..., in_features)``.
+        A: Shape ``(r, in_features)``, of any floating dtype; computed with in x's.
+        B: Shape ``(out_features, r)``, of any floating dtype; computed with in y's.
+        s: The scaling.
+
+    Returns:
+        The sum, of y's shape and dtype, sharing y's memory unless a compiler is tracing (it fuses
+        the plain expression by itself) or y is not contiguous.
+    """
+    if torch.compiler.is_compiling() or not y.is_contiguous():
+        h = torch.nn.functional.linear(x, A.to(x.dtype))
+        return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
+    out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y ← y + s·(x Aᵀ)Bᵀ in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:  # noqa: ANN401
+        with _as_given(y):
+            h = _rows(x) @ A.to(x).T
+            y.view(-1, y.shape[-1]).addmm_(h.to(y.dtype), B.to(y).T, alpha=s)
+        ctx.save_for_backward(x, h, A, B)
+        ctx.s = s
+        # The output of a linear map with bias is a view; marked dirty, it would make autograd clone
+        # the whole gradient (CopySlices). A detached alias is no view, and the map's own backward
+        # never reads y.
+        return y.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, h, A, B = ctx.saved_tensors
+        needs_x, needs_A, needs_B = ctx.needs_input_grad[1:4]
+        with _as_given(g):
+            rows = _rows(g)
+            gB = (rows @ B.to(g)).mul_(ctx.s).to(x.dtype)
+            dx = (gB @ A.to(x)).view_as(x) if needs_x else None
+            dA = (gB.T @ _rows(x)).to(A) if needs_A else None
+            dB = (rows.T @ h.to(g.dtype)).to(B).mul_(ctx.s) if needs_B else None
+        return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _as_given(x: Tensor) -> AbstractContextManager[Any]:
+    # Under autocast a matrix product would first copy x, a full-size temporary.
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()

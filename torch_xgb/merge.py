@@ -1,0 +1,156 @@
+"""W ← W + α·s·B A, under one policy for precision.
+
+float32 and float64 weights take the product directly. In bfloat16 and float16 most of a small
+update is rounded away, so what happens to the remainder is a policy: forget it ("nearest"), round
+up or down at random so that nothing is lost on average ("stochastic"), or carry it over to the next
+merge ("residual").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torch_xgb.lowrank import widest
+from torch_xgb.schedule import stream
+from torch_xgb.targets import Target
+
+__all__ = ["MERGE_PRECISIONS", "Merger", "round_stochastically", "row_chunks"]
+
+MERGE_PRECISIONS = ("auto", "nearest", "stochastic", "residual")
+
+_CHUNK = 1 << 22  # elements a low-precision merge widens at a time: 16 MB of float32
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(eq=False)
+class Merger:
+    """Merges pairs into weights; under "residual" it holds what the weights' dtype could not.
+
+    Args:
+        precision: One of ``MERGE_PRECISIONS``. "auto" is "residual" for weights of less than 32
+            bits and "nearest" for the others; docs/precision.md has the measurement behind it.
+        seed: Of the stochastic rounding.
+        residual_device: Where the residuals live; None keeps them beside their weights.
+
+    Attributes:
+        residuals: Per target, the stored weight's shape and dtype, appearing at its first merge.
+
+    Raises:
+        ValueError: If ``precision`` is unknown.
+    """
+
+    precision: str
+    seed: int
+    residual_device: torch.device | str | None = None
+    residuals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in MERGE_PRECISIONS:
+            raise ValueError(
+                f"merge_precision must be one of {list(MERGE_PRECISIONS)}, got {self.precision!r}"
+            )
+        if self.residual_device is not None:
+            self.residual_device = torch.device(self.residual_device)
+
+    @torch.no_grad()
+    def merge(
+        self, target: Target, A: Tensor, B: Tensor, scale: float, booster_index: int
+    ) -> float | None:
+        """Add scale·B A to the target's weight, in place.
+
+        Returns:
+            The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
+            carries over counted as kept; None where it was not measured, in float32 and float64.
+        """
+        W = target.weight.data
+        left, right = (A.T, B.T) if target.transposed else (B, A)
+        precision = self._precision(W)
+        if precision == "nearest" and W.dtype in (torch.float32, torch.float64):
+            W.addmm_(left.to(W), right.to(W), alpha=scale)
+            return None
+        wide = torch.float32 if W.element_size() < 4 else widest(W.device)
+        left, right = left.to(W.device, wide), right.to(W.device, wide)
+        E = self._residual(target.name, W) if precision == "residual" else None
+        rounding = self._rounding(precision, W, target.name, booster_index)
+        sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
+        for rows in row_chunks(W):
+            delta = (left[rows] @ right).mul_(scale)
+            kept = _merge_rows(W[rows], delta, None if E is None else E[rows], rounding)
+            sums += torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
+        kept_share, whole = sums.tolist()
+        return 1 - kept_share / whole if whole else 0.0
+
+    def _precision(self, W: Tensor) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "residual" if W.element_size() < 4 else "nearest"
+
+    def _residual(self, name: str, W: Tensor) -> Tensor:
+        if name not in self.residuals:
+            self.residuals[name] = torch.zeros_like(W, device=self.residual_device)
+        return self.residuals[name]
+
+    def _rounding(self, precision: str, W: Tensor, name: str, booster_index: int) -> Rounding:
+        if precision != "stochastic":
+            return round_to_nearest
+        generator = stream(self.seed, booster_index, f"rounding/{name}", W.device)
+        return lambda exact, dtype: round_stochastically(exact, dtype, generator)
+
+
+Rounding = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def _merge_rows(W: Tensor, delta: Tensor, E: Tensor | None, rounding: Rounding) -> Tensor:
+    """Add delta and the residual E to rows of W; return what of delta W and E keep together."""
+    before = W.to(delta.dtype)
+    exact = before + delta
+    if E is not None:
+        carried = E.to(delta)
+        exact += carried
+        before += carried
+    rounded = rounding(exact, W.dtype)
+    W.copy_(rounded)
+    kept = rounded.to(delta.dtype).sub_(before)
+    if E is not None:
+        E.copy_(exact.sub_(rounded))
+        kept += E.to(delta)
+    return kept
+
+
+def row_chunks(W: Tensor) -> Iterator[slice]:
+    """Cut the rows of a matrix into pieces that fit a small temporary."""
+    step = max(1, _CHUNK // max(1, W.shape[1]))
+    return (slice(start, start + step) for start in range(0, W.shape[0], step))
+
+
+def round_to_nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the nearest values of a dtype, ties to even."""
+    return exact.to(dtype)
+
+
+def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return one of the two neighbouring values of a dtype, so that the expectation is exact.
+
+    Args:
+        exact: Values of a wider dtype.
+        dtype: What to round to.
+        generator: On the device of ``exact``.
+    """
+    nearest = exact.to(dtype)
+    error = exact - nearest.to(exact.dtype)
+    other = _neighbour(nearest, error > 0)
+    gap = other.to(exact.dtype) - nearest.to(exact.dtype)
+    chance = torch.rand(exact.shape, generator=generator, device=exact.device, dtype=torch.float32)
+    return torch.where(chance < error / gap, other, nearest)
+
+
+def _neighbour(values: Tensor, upwards: Tensor) -> Tensor:
+    """Return the adjacent values: a float's bits, read as an integer, count its magnitude."""
+    bits = values.view(_BITS[values.element_size()])
+    step = torch.where(upwards == (values > 0), 1, -1).to(bits.dtype)
+    smallest = torch.where(upwards, 1, torch.iinfo(bits.dtype).min + 1).to(bits.dtype)
+    return torch.where(values == 0, smallest, bits + step).view(values.dtype)

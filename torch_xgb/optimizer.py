@@ -1,0 +1,448 @@
+"""BoostedLowRankOptimizer: XGBLoRA in the place of an optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from torch_xgb.admission import admit
+from torch_xgb.base import FreshStart, build
+from torch_xgb.booster import Booster
+from torch_xgb.gradients import GradientPolicy
+from torch_xgb.heads import select_saved
+from torch_xgb.lowrank import frobenius_norms, scaling
+from torch_xgb.merge import Merger
+from torch_xgb.report import Listeners, MergeReport
+from torch_xgb.resume import Pending
+from torch_xgb.schedule import (
+    Progress,
+    Sampler,
+    boundary,
+    constant_or_callable,
+    draw,
+    layers_per_draw,
+    sampler,
+    stream,
+)
+from torch_xgb.settings import check_rank, non_negative, one_of, probability, seed_in_range
+from torch_xgb.targets import select_layers
+
+__all__ = ["BoostedLowRankOptimizer", "MergeReport"]
+
+_VERSION = 1  # of the checkpoint's "booster" entry
+
+
+class BoostedLowRankOptimizer(Optimizer):
+    r"""Trains a model as gradient boosting with low-rank boosters (XGBLoRA), in an existing loop.
+
+    .. math:: W \leftarrow W + \alpha_t\, s\, B_t A_t, \qquad t = 1, 2, \dots
+
+    For each booster t it draws ``layers_per_booster`` of the model's blocks, gives every designated
+    weight (out, in) of a drawn block a fresh pair A (r, in), B = 0 (out, r), lets the base
+    optimizer train the pairs for ``kappa`` steps with the weights frozen, merges them, and drops
+    the base optimizer's state with them. The Parameters that are trained, ``param_groups[0]``, are
+    the same objects from the first booster to the last.
+
+    Args:
+        optimizer_class: The base: a ``torch.optim.Optimizer`` subclass, or a callable that takes
+            parameter groups (and ``optimizer_kwargs``) and returns an Optimizer. LBFGS and
+            SparseAdam are refused.
+        model: Adapted in place. Its blocks are found by structure; of a model without repeated
+            blocks, each linear map is a layer of its own.
+        r: The boosters' rank.
+        kappa: κ, steps per booster; None trains one booster until ``finalize()`` merges it (LoRA).
+        layers_per_booster: L_s, how many blocks a booster draws: a number (capped at all), a share
+            in (0, 1] as a float, or None for every block.
+        target_modules: PEFT's grammar: "all-linear" (every linear map inside the blocks), a list of
+            names or name suffixes, or a regular expression for whole names. A match outside the
+            blocks becomes a layer.
+        exclude_modules: What to leave out, as a list or a regular expression.
+        modules_to_save: Names or suffixes of modules trained in full beside the boosters; None
+            finds the new task head of a transformers model, [] trains none.
+        lora_alpha: The scaling is s = lora_alpha / r, or 1 with None.
+        lora_dropout: Probability of dropping an input of A in training.
+        adapter: "lora".
+        shrinkage: α_t, a number or a function of t.
+        factor_l2: λ of Eq. 7; 2λ times the factor is added to its gradient at each step, after any
+            clipping.
+        layer_sampler: "uniform" (the paper), "cyclic" (every block once before any twice), "window"
+            (neighbours), or ``(seed, t, num_layers, layers_per_booster) -> indices``.
+        merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
+            "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
+            merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for the
+            others.
+        residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
+        nonfinite: A NaN or infinite gradient raises a RuntimeError ("error"), or skips the step,
+            which then does not count ("skip").
+        unused: A drawn factor without gradient raises a RuntimeError ("error") or is left as it is
+            ("skip"), as models need that route batches past some of their blocks (mixtures of
+            experts, layer dropping).
+        record: None.
+        seed: Of draws, initial factors and stochastic rounding, each a pure function of (seed, t).
+        **optimizer_kwargs: For the base, e.g. ``lr``.
+
+    Raises:
+        TypeError: For an argument of the wrong type.
+        ValueError: For a value out of range, no targets, or a model that cannot be adapted.
+        RuntimeError: If the model belongs to another BoostedLowRankOptimizer. Whatever is raised,
+            the model is left as it was.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.optim import AdamW
+        >>> model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
+        >>> optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=2, lr=1e-2)
+        >>> for _ in range(6):
+        ...     model(torch.ones(1, 8)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> optimizer.booster_index
+        3
+        >>> model = optimizer.finalize()
+
+    References:
+        Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of LLMs
+        (Zhang et al., 2024), https://arxiv.org/abs/2410.19694, Eqs. 7 and 8.
+    """
+
+    base: Optimizer
+    _progress: Progress
+
+    def __init__(
+        self,
+        optimizer_class: Callable[..., Optimizer],
+        model: nn.Module,
+        *,
+        r: int = 1,
+        kappa: int | None = 8,
+        layers_per_booster: int | float | None = 8,
+        target_modules: str | Sequence[str] = "all-linear",
+        exclude_modules: str | Sequence[str] | None = None,
+        modules_to_save: Sequence[str] | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        adapter: str = "lora",
+        shrinkage: float | Callable[[int], float] = 1.0,
+        factor_l2: float = 0.0,
+        layer_sampler: str | Sampler = "uniform",
+        merge_precision: str = "auto",
+        residual_device: torch.device | str | None = None,
+        nonfinite: str = "error",
+        unused: str = "error",
+        record: None = None,
+        seed: int = 0,
+        **optimizer_kwargs: Any,
+    ) -> None:
+        self.model = model
+        inner = _uncompiled(model)
+        admit(inner)
+        one_of("adapter", adapter, ("lora",))
+        one_of("record", record, (None,))
+        self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
+        self._seed = seed_in_range(seed)
+        self._ends = boundary(kappa)
+        self._shrinkage = constant_or_callable(shrinkage, "shrinkage")
+        self._sampler = sampler(layer_sampler)
+        saved = select_saved(inner, modules_to_save)
+        layers = select_layers(inner, target_modules, exclude_modules, saved.values())
+        check_rank(r, layers)
+        L_s = layers_per_draw(layers_per_booster, len(layers))
+        s = scaling(None if lora_alpha is None else non_negative("lora_alpha", lora_alpha), r)
+        self._merger = Merger(merge_precision, self._seed, residual_device)
+        self._booster = Booster(layers, L_s, r, s, probability("lora_dropout", lora_dropout))
+        self._pending = Pending(
+            [a for layer in self._booster.adapters for a in layer], self._merger
+        )
+        self._listeners = Listeners()
+        self._finalized = False
+        self._settings = {
+            "adapter": adapter,
+            "r": r,
+            "kappa": kappa,
+            "layers_per_booster": L_s,
+            "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
+            "scaling": s,
+            "merge_precision": merge_precision,
+            "modules_to_save": sorted(saved),
+            "seed": self._seed,
+            "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
+        }
+        first = self._draw(0)
+        factors = self._booster.factors
+        trained = list(dict.fromkeys(p for module in saved.values() for p in module.parameters()))
+        self.base = build(optimizer_class, factors, trained, optimizer_kwargs)
+        self._fresh_start = FreshStart(self.base, factors)
+        state = self.base.state
+        super().__init__(self.base.param_groups, self.base.defaults)
+        self.base.state = (
+            state  # Optimizer.__init__ empties it, and Adagrad fills it at construction
+        )
+        self._booster.attach(inner, saved.values())
+        self._pending.attach()
+        self._begin(Progress(), first)
+
+    # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups: [0] the factors, [1] the modules trained in full, if any."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The base's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.base.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base's defaults."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+    @property
+    def booster_index(self) -> int:
+        """t, the number of boosters merged before the active one."""
+        return self._progress.booster_index
+
+    @property
+    def booster_step(self) -> int:
+        """Steps taken in the active booster."""
+        return self._progress.booster_step
+
+    @property
+    def active_layers(self) -> tuple[str, ...]:
+        """Names of the blocks the active booster holds."""
+        return tuple(self._booster.layers[i].name for i in self._booster.drawn)
+
+    @property
+    def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The active booster's (A, B) per target module: the live Parameters.
+
+        Where layers of unequal shape share a slot, a smaller target's factors are views of its
+        Parameters.
+        """
+        return {a.target.name: a.factors for a in self._booster.active}
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Every module that may be drawn, with its layer's name."""
+        return {t.name: layer.name for layer in self._booster.layers for t in layer.targets}
+
+    @property
+    def chain(self) -> None:
+        """The ledger of boosters: none is kept."""
+        return None
+
+    def on_merge(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
+        """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""
+        return self._listeners.add(fn)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step of the base; at the κ-th of a booster, merge it and begin the next.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss, as for any optimizer.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: After ``finalize()``; or if a drawn factor has no gradient, or a gradient
+                is not finite, in which case nothing is changed.
+        """
+        self._require_attached("step()")
+        try:
+            loss = self._fresh_start.watch(self.base, lambda: self._base_step(closure))
+        except _Skipped as skipped:
+            return skipped.loss
+        self._progress = replace(self._progress, booster_step=self._progress.booster_step + 1)
+        if self._ends(self._progress):
+            self.merge()
+        return loss
+
+    def merge(self) -> None:
+        """End the active booster now: merge it, draw the next, start it afresh.
+
+        Raises:
+            RuntimeError: After ``finalize()``; or if a factor is not finite, in which case nothing
+                is changed.
+        """
+        self._require_attached("merge()")
+        report = self._merge_active()
+        t = self.booster_index + 1
+        self._begin(Progress(t), self._draw(t))
+        self._listeners.tell(report)
+
+    def finalize(self) -> nn.Module:
+        """Merge what is pending, take everything off the model, give ``requires_grad`` back.
+
+        Returns:
+            The model, plain again. A second call does nothing.
+        """
+        if not self._finalized:
+            report = self._merge_active() if self.booster_step else None
+            self._pending.detach()
+            self._booster.detach()
+            self._finalized = True
+            if report is not None:
+                self._listeners.tell(report)
+        return self.model
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model's own: tensors and plain types only."""
+        return {
+            **self.base.state_dict(),
+            "booster": {
+                "version": _VERSION,
+                "settings": dict(self._settings),
+                "booster_index": self.booster_index,
+                "booster_step": self.booster_step,
+                "drawn": list(self._booster.drawn),
+                "factors": [p.detach() for p in self._booster.factors],
+                "weights": self._pending.state_dict(),
+            },
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from a state saved beside the model's; load the model's first.
+
+        The model may hold the weights of its ``state_dict()``, where a pending booster is folded
+        in, or still the frozen ones of the moment of saving.
+
+        Raises:
+            ValueError: If the state is of another optimizer, model or configuration.
+            RuntimeError: If it does not belong to the model's present weights, or after
+                ``finalize()``. Nothing is changed.
+        """
+        self._require_attached("load_state_dict()")
+        saved = state_dict.get("booster")
+        if not isinstance(saved, Mapping):
+            raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
+        self._check_settings(saved)
+        folded = self._pending.find_folded(saved["weights"])
+        # A copy: torch's own load_state_dict would share the tensors with the state it is given.
+        self.base.load_state_dict(
+            copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
+        )
+        self._progress = Progress(saved["booster_index"], saved["booster_step"])
+        self._booster.bind(list(saved["drawn"]))
+        for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
+            parameter.copy_(value)
+        self._pending.load_state_dict(saved["weights"], folded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what is ours: schedulers patch ``step`` on the instance, which cannot travel."""
+        torchs = ("_optimizer_", "_zero_grad_profile_name", "_patched_step_function", "step")
+        return {key: value for key, value in self.__dict__.items() if not key.startswith(torchs)}
+
+    def _base_step(self, closure: Callable[[], float] | None) -> float | None:
+        if closure is None:
+            self._prepare_gradients(None)
+            return self.base.step()
+
+        def evaluated() -> float:
+            with torch.enable_grad():
+                loss = closure()
+            self._prepare_gradients(loss)
+            return loss
+
+        return self.base.step(evaluated)
+
+    def _prepare_gradients(self, loss: float | None) -> None:
+        factors = [(a.target.name, p) for a in self._booster.active for p in a.parameters]
+        others = [
+            (f"parameter {i} of group {g}", p)
+            for g, group in enumerate(self.param_groups[1:], 1)
+            for i, p in enumerate(group["params"])
+        ]
+        if not self._gradients.prepare(factors, others):
+            raise _Skipped(loss)
+
+    def _merge_active(self) -> MergeReport:
+        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
+        t, active = self.booster_index, self._booster.active
+        scale = float(self._shrinkage(t)) * self._booster.s
+        pairs = [(A.detach(), B.detach()) for A, B in (a.factors for a in active)]
+        names = [a.target.name for a in active]
+        norms = dict(zip(names, frobenius_norms(pairs, scale).tolist(), strict=True))
+        bad = [name for name, norm in norms.items() if not norm < float("inf")]
+        if bad:
+            raise RuntimeError(
+                f"booster {t} is not finite in {len(bad)} targets, first {bad[0]!r}, and was not "
+                "merged; the weights are unharmed. Lower the learning rate or clip the gradients"
+            )
+        lost = {
+            a.target.name: self._merger.merge(a.target, A, B, scale, t)
+            for a, (A, B) in zip(active, pairs, strict=True)
+        }
+        measured = {name: share for name, share in lost.items() if share is not None}
+        return MergeReport(
+            t, self.active_layers, self.booster_step, self._booster.r, norms, measured
+        )
+
+    def _draw(self, t: int) -> list[int]:
+        return draw(
+            self._sampler, self._seed, t, len(self._booster.layers), self._booster.num_slots
+        )
+
+    def _begin(self, progress: Progress, drawn: list[int]) -> None:
+        """Begin a booster: new layers, fresh A, zero B, the base's state as if never stepped."""
+        self._progress = progress
+        self._booster.bind(drawn)
+        self._booster.reset(stream(self._seed, progress.booster_index, "factors"))
+        self._fresh_start.apply(self.base)
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        if saved.get("version") != _VERSION:
+            raise ValueError(
+                f"the state has version {saved.get('version')!r}, this torch_xgb reads {_VERSION}"
+            )
+        theirs = saved["settings"]
+        differing = [key for key in self._settings if theirs.get(key) != self._settings[key]]
+        if differing:
+            details = "; ".join(
+                f"{k}: saved {theirs.get(k)!r}, here {self._settings[k]!r}" for k in differing
+            )
+            raise ValueError(
+                f"the state was saved with another configuration or model: {details[:2000]}"
+            )
+
+    def _require_attached(self, call: str) -> None:
+        if self._finalized:
+            raise RuntimeError(
+                f"{call} after finalize(): the model is plain again; build a new optimizer"
+            )
+
+
+class _Skipped(Exception):
+    """A step was skipped for a gradient that is not finite."""
+
+    def __init__(self, loss: float | None) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    inner = model._modules.get("_orig_mod") if isinstance(model, nn.Module) else None
+    return model if inner is None else inner

@@ -1,0 +1,52 @@
+"""What a merge did, told to those who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["MergeReport", "Listeners"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """One merged booster.
+
+    Attributes:
+        booster_index: t.
+        layers: Names of the layers it drew.
+        steps: Optimizer steps it was trained for.
+        rank: r.
+        update_norm: ‖ΔW‖_F = ‖α_t·s·B A‖_F per target.
+        lost: Share of ΔW lost to rounding per target (what a residual carries over is not lost);
+            only targets of less than 32 bits, or under a rounding policy, are measured.
+    """
+
+    booster_index: int
+    layers: tuple[str, ...]
+    steps: int
+    rank: int
+    update_norm: Mapping[str, float]
+    lost: Mapping[str, float]
+
+
+class Listeners:
+    """The functions called after each merge."""
+
+    def __init__(self) -> None:
+        self._functions: dict[int, Callable[[MergeReport], object]] = {}
+
+    def add(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
+        """Add a function; the handle's ``remove()`` takes it out again."""
+        if not callable(fn):
+            raise TypeError(f"on_merge takes a function of a MergeReport, got {fn!r}")
+        handle = RemovableHandle(self._functions)
+        self._functions[handle.id] = fn
+        return handle
+
+    def tell(self, report: MergeReport) -> None:
+        """Call them in the order they were added."""
+        for fn in list(self._functions.values()):
+            fn(report)

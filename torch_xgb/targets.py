@@ -1,0 +1,211 @@
+"""Which weights may be adapted, by layer: ``nn.Linear`` and transformers' ``Conv1D`` as one."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from torch_xgb.blocks import find_blocks
+
+__all__ = ["Layer", "Target", "is_linear", "select_layers"]
+
+Names = str | Sequence[str]
+Matches = Callable[[str], bool]
+
+_NEVER_CALLED = nn.MultiheadAttention  # reads out_proj.weight and never calls out_proj
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A weight that may get a pair.
+
+    Attributes:
+        name: The module's dotted name in the model.
+        modules: The modules holding the weight: one, or several when it is tied among linear maps.
+        transposed: Whether the weight is stored (in, out), as in transformers' ``Conv1D``.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    transposed: bool
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The stored Parameter, looked up anew: ``load_state_dict(assign=True)`` replaces it."""
+        weight = self.modules[0].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def W(self) -> Tensor:
+        """The weight as a matrix of shape (out, in), sharing the Parameter's memory."""
+        return self.weight.detach().T if self.transposed else self.weight.detach()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        rows, columns = self.weight.shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What is drawn as a whole: a block's name with its targets."""
+
+    name: str
+    targets: tuple[Target, ...]
+
+
+def select_layers(
+    model: nn.Module,
+    target_modules: Names,
+    exclude_modules: Names | None,
+    saved: Iterable[nn.Module] = (),
+) -> list[Layer]:
+    """Return the layers that hold at least one designated weight, in the order of definition.
+
+    Args:
+        model: The model.
+        target_modules: PEFT's grammar: ``"all-linear"`` (every linear map inside the repeated
+            blocks; of a model without blocks, every one but the output embedding), a regular
+            expression matched against whole module names, or a list of names or name suffixes. A
+            match outside the blocks becomes a layer of its own.
+        exclude_modules: What to leave out, as a regular expression or a list.
+        saved: Modules trained in full, which are never targets.
+
+    Raises:
+        TypeError: If a specification is neither string nor list of strings.
+        ValueError: If nothing matches (the message lists what there is), or a matched weight is
+            tied to a module that is not a target, so that a merge would change more than the
+            target.
+    """
+    everything = target_modules == "all-linear"
+    included = (lambda name: True) if everything else _matcher(target_modules, "target_modules")
+    excluded = (
+        _matcher(exclude_modules, "exclude_modules")
+        if exclude_modules is not None
+        else lambda name: False
+    )
+    kept_out = {id(inner) for module in saved for inner in module.modules()}
+    if everything:
+        kept_out |= _uncalled(model)
+    candidates = {n: m for n, m in model.named_modules() if is_linear(m) and id(m) not in kept_out}
+    blocks = find_blocks(model, is_linear)
+    owner = _owners(blocks)
+    if everything and blocks:
+        candidates = {n: m for n, m in candidates.items() if id(m) in owner}
+
+    chosen = {n: m for n, m in candidates.items() if included(n) and not excluded(n)}
+    if not everything:
+        _explain_unmatched(target_modules, model, chosen, candidates)
+    targets = _targets(model, chosen, skip_tied=everything)
+    if not targets:
+        raise ValueError(_nothing_found(target_modules, exclude_modules, candidates))
+    return _group(targets, owner)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell a linear map with a plain weight: ``nn.Linear`` or transformers' ``Conv1D``."""
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return (plain or _is_conv1d(module)) and isinstance(
+        module._parameters.get("weight"), nn.Parameter
+    )
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # No instance can exist unless somebody has imported the class: no import needed here.
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return conv1d is not None and type(module) is conv1d
+
+
+def _uncalled(model: nn.Module) -> set[int]:
+    return {id(m.out_proj) for m in model.modules() if isinstance(m, _NEVER_CALLED)}
+
+
+def _owners(blocks: list[tuple[str, nn.Module]]) -> dict[int, str]:
+    owner: dict[int, str] = {}
+    for name, block in blocks:
+        for module in block.modules():
+            owner.setdefault(id(module), name)
+    return owner
+
+
+def _matcher(names: Names, argument: str) -> Matches:
+    if isinstance(names, str):
+        try:
+            pattern = re.compile(names)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} is not a regular expression: {names!r} ({error})"
+            ) from error
+        return lambda name: pattern.fullmatch(name) is not None
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a string or a list of strings, got {names!r}")
+    listed = tuple(names)
+    return lambda name: any(name == entry or name.endswith(f".{entry}") for entry in listed)
+
+
+def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) -> list[Target]:
+    """Make a target of each distinct weight; one also held elsewhere is skipped or refused."""
+    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders[id(parameter)].append((name, module))
+    targets, seen = [], set()
+    for name, module in chosen.items():
+        weight = module._parameters["weight"]
+        if id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        strangers = [other for other, _ in holders[id(weight)] if other not in chosen]
+        if strangers and skip_tied:
+            continue
+        if strangers:
+            raise ValueError(
+                f"{name}.weight is tied to {strangers[0]!r}, which is not a target: a merge would "
+                "change both. Leave it out with exclude_modules, or untie the weights"
+            )
+        targets.append(Target(name, tuple(m for _, m in holders[id(weight)]), _is_conv1d(module)))
+    return targets
+
+
+def _group(targets: list[Target], owner: dict[int, str]) -> list[Layer]:
+    grouped: defaultdict[str, list[Target]] = defaultdict(list)
+    for target in targets:
+        grouped[owner.get(id(target.modules[0]), target.name)].append(target)
+    return [Layer(name, tuple(members)) for name, members in grouped.items()]
+
+
+def _explain_unmatched(
+    names: Names, model: nn.Module, chosen: dict[str, nn.Module], candidates: dict[str, nn.Module]
+) -> None:
+    if isinstance(names, str) or not chosen:
+        return
+    all_names = [name for name, _ in model.named_modules()]
+    for entry in names:
+        matches = _matcher([entry], "target_modules")
+        if any(matches(name) for name in candidates):
+            continue
+        found = next((name for name in all_names if matches(name)), None)
+        what = f"is no linear map (found {found!r})" if found else "matches no module"
+        warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=4)
+
+
+def _nothing_found(names: Names, exclude: Names | None, candidates: dict[str, nn.Module]) -> str:
+    if not candidates:
+        return "the model has no torch.nn.Linear or transformers Conv1D that can be adapted"
+    suffixes = sorted({name.rpartition(".")[2] or name for name in candidates})
+    shown = ", ".join(suffixes[:20]) + (", …" if len(suffixes) > 20 else "")
+    return (
+        f"no module matches target_modules={names!r}, exclude_modules={exclude!r}; "
+        f"the model's {len(candidates)} linear maps end in: {shown}. A string is a regular "
+        f"expression for the whole name, e.g. {next(iter(candidates))!r}; a list holds names or "
+        "their endings"
+    )

@@ -1,15 +1,17 @@
 """The factor Parameters and their place in the model: attach, bind, reset, detach.
 
-A booster is new values, not new objects. ``Slots`` owns a fixed set of factor Parameters, L_s slots
-of one (A, B) pair per target of a layer; binding a booster lends the slots to the drawn layers'
-``Adapter``s, and resetting it re-fills them. Everything that holds on to Parameters (param_groups,
-schedulers, DDP's buckets, optimizer state) keeps the same ones from the first booster to the last.
+A booster is new values, not new objects. ``Slots`` owns a fixed set of (A, B) pairs, as many of
+each shape as a draw can need; binding a booster lends them to the drawn layers' ``Adapter``s, and
+resetting it re-fills them. Everything that holds on to Parameters (param_groups, schedulers, DDP's
+buckets, optimizer state) keeps the same ones from the first booster to the last.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,41 +23,37 @@ from torch_xgb.targets import Layer, Target
 
 __all__ = ["Adapter", "Booster", "Slots"]
 
-Pair = tuple[Tensor, Tensor]
-
 
 class Slots(nn.Module):
     """The factor Parameters, at home in the user's model but absent from every ``state_dict``.
 
-    Layers of unequal shape share a slot: pair j of every slot is as large as the largest j-th
-    target (targets ordered by shape), and a smaller target uses a corner of it.
+    For each shape of target there are as many pairs as the L_s layers richest in it hold: L_s
+    layers' worth where layers are alike, and never too few where they are not.
 
     Args:
         layers: All layers that may be drawn.
-        num_slots: L_s, how many are drawn at a time.
+        num_layers: L_s, how many are drawn at a time.
         r: The rank.
     """
 
-    def __init__(self, layers: Sequence[Layer], num_slots: int, r: int) -> None:
+    def __init__(self, layers: Sequence[Layer], num_layers: int, r: int) -> None:
         super().__init__()
         weights = [target.weight for layer in layers for target in layer.targets]
-        dtype = torch.float32
-        for weight in weights:
-            dtype = torch.promote_types(dtype, weight.dtype)
-        self.shapes = _pair_shapes(layers)
-        self.num_slots = num_slots
-        for slot in range(num_slots):
-            for pair, (rows, columns) in enumerate(self.shapes):
-                A = torch.zeros(r, columns, dtype=dtype, device=weights[0].device)
-                B = torch.zeros(rows, r, dtype=dtype, device=weights[0].device)
-                self.register_parameter(f"A{slot}_{pair}", nn.Parameter(A))
-                self.register_parameter(f"B{slot}_{pair}", nn.Parameter(B))
+        dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
+        self.pairs: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        for number, (shape, count) in enumerate(_most_needed(layers, num_layers).items()):
+            self.pairs[shape] = [(f"A{number}_{i}", f"B{number}_{i}") for i in range(count)]
+            for A, B in self.pairs[shape]:
+                rows, columns = shape
+                for name, size in ((A, (r, columns)), (B, (rows, r))):
+                    values = torch.zeros(size, dtype=dtype, device=weights[0].device)
+                    self.register_parameter(name, nn.Parameter(values))
 
-    def pair(self, slot: int, pair: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """Return the Parameters (A, B) of one pair."""
-        A, B = self._parameters[f"A{slot}_{pair}"], self._parameters[f"B{slot}_{pair}"]
-        assert A is not None and B is not None
-        return A, B
+    def lend(self, targets: Iterable[Target]) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Return a pair (A, B) of each target's shape, no pair twice."""
+        free = {shape: iter(names) for shape, names in self.pairs.items()}
+        named = [next(free[target.shape]) for target in targets]
+        return [(self.get_parameter(A), self.get_parameter(B)) for A, B in named]
 
     def _save_to_state_dict(self, *args: Any) -> None:
         """Save nothing: a checkpoint holds the plain model's keys."""
@@ -72,17 +70,12 @@ class Slots(nn.Module):
         return super()._apply(lambda p: p.to(moved.device), recurse)  # type: ignore
 
 
-def _pair_shapes(layers: Sequence[Layer]) -> list[tuple[int, int]]:
-    ordered = [[target.shape for target in _by_shape(layer.targets)] for layer in layers]
-    longest = max(len(shapes) for shapes in ordered)
-    columns = [[shapes[j] for shapes in ordered if j < len(shapes)] for j in range(longest)]
-    return [
-        (max(rows for rows, _ in shapes), max(cols for _, cols in shapes)) for shapes in columns
-    ]
-
-
-def _by_shape(targets: Iterable[Target]) -> list[Target]:
-    return sorted(targets, key=lambda target: target.shape, reverse=True)
+def _most_needed(layers: Sequence[Layer], num_layers: int) -> dict[tuple[int, int], int]:
+    """Return, for each shape of target, how many of them ``num_layers`` layers can hold at most."""
+    per_layer = [Counter(target.shape for target in layer.targets) for layer in layers]
+    shapes = dict.fromkeys(target.shape for layer in layers for target in layer.targets)
+    counts = {shape: sorted((c[shape] for c in per_layer), reverse=True) for shape in shapes}
+    return {shape: sum(count[:num_layers]) for shape, count in counts.items()}
 
 
 @dataclass(eq=False)
@@ -95,9 +88,8 @@ class Tracing:
 class Adapter:
     """A target's place in the forward pass: a hook that adds s·(x Aᵀ)Bᵀ while a pair is bound."""
 
-    def __init__(self, target: Target, r: int, s: float, dropout: float, tracing: Tracing) -> None:
+    def __init__(self, target: Target, s: float, dropout: float, tracing: Tracing) -> None:
         self.target = target
-        self.r = r
         self.s = s
         self.dropout = dropout
         self.tracing = tracing
@@ -105,18 +97,10 @@ class Adapter:
         self._handles: list[RemovableHandle] = []
 
     @property
-    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """The bound Parameters (A, B)."""
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The bound pair: A (r, in), B (out, r)."""
         assert self.bound is not None
         return self.bound
-
-    @property
-    def factors(self) -> Pair:
-        """The bound pair in the target's own shape: A (r, in), B (out, r)."""
-        A, B = self.parameters
-        rows, columns = self.target.shape
-        fits = A.shape == (self.r, columns) and B.shape == (rows, self.r)
-        return (A, B) if fits else (A[: self.r, :columns], B[:rows, : self.r])
 
     def hook(self) -> None:
         """Enter the forward pass, ahead of the module's other hooks."""
@@ -153,30 +137,27 @@ class Booster:
 
     Args:
         layers: All layers that may be drawn.
-        num_slots: L_s.
+        num_layers: L_s, how many are drawn at a time.
         r: The rank.
         s: The scaling.
         dropout: Probability of dropping an input of A in training.
     """
 
     layers: Sequence[Layer]
-    num_slots: int
+    num_layers: int
     r: int
     s: float
     dropout: float
     drawn: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = Slots(self.layers, self.num_slots, self.r)
+        self.slots = Slots(self.layers, self.num_layers, self.r)
         self.tracing = Tracing()
         self.adapters = [
-            [
-                Adapter(target, self.r, self.s, self.dropout, self.tracing)
-                for target in _by_shape(layer.targets)
-            ]
+            [Adapter(target, self.s, self.dropout, self.tracing) for target in layer.targets]
             for layer in self.layers
         ]
-        self._restore: list[tuple[nn.Parameter, bool]] = []
+        self._restore: list[tuple[nn.Module, str, bool]] = []
         self._static = False
 
     @property
@@ -195,8 +176,11 @@ class Booster:
         Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
         or any root that walks through its children, it never calls one.
         """
-        self._restore = [(p, p.requires_grad) for p in model.parameters()]
-        for parameter, _ in self._restore:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._restore.append((module, name, parameter.requires_grad))
+        for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
         for module in saved:
@@ -215,8 +199,8 @@ class Booster:
         self.drawn = []
         self._home._modules.pop("boosters", None)
         self._first_call.remove()
-        for parameter, requires_grad in self._restore:
-            parameter.requires_grad_(requires_grad)
+        for module, name, requires_grad in self._restore:
+            module.get_parameter(name).requires_grad_(requires_grad)
         self._restore = []
         if self.tracing.seen or self._static:
             torch.compiler.reset()
@@ -226,13 +210,17 @@ class Booster:
         self._look_for_compilers()
         for adapter in self.active:
             adapter.bound = None
-        for adapter in self.active if not self._static else ():
-            adapter.unhook()
+            if not self._static:
+                adapter.unhook()
         self.drawn = drawn
-        for slot, layer in enumerate(drawn):
-            for pair, adapter in enumerate(self.adapters[layer]):
-                adapter.bound = self.slots.pair(slot, pair)
-                adapter.hook()
+        pairs = self.slots.lend(adapter.target for adapter in self.active)
+        for adapter, pair in zip(self.active, pairs, strict=True):
+            adapter.bound = pair
+            adapter.hook()
+        lent = {id(factor) for pair in pairs for factor in pair}
+        for factor in self.factors:
+            if id(factor) not in lent:
+                factor.grad = None
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -240,7 +228,7 @@ class Booster:
         factors = self.factors
         for factor in factors:
             factor.zero_()
-        views = [adapter.factors[0] for adapter in self.active]
+        views: list[Tensor] = [adapter.factors[0] for adapter in self.active]
         noise = torch.rand(
             sum(A.numel() for A in views), generator=generator, dtype=factors[0].dtype
         )

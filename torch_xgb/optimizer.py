@@ -163,7 +163,13 @@ class BoostedLowRankOptimizer(Optimizer):
         )
         self._listeners = Listeners()
         self._finalized = False
+        first = self._draw(0)
+        factors = self._booster.factors
+        trained = list(dict.fromkeys(p for module in saved.values() for p in module.parameters()))
+        self.base = build(optimizer_class, factors, trained, optimizer_kwargs)
+        self._fresh_start = FreshStart(self.base, factors)
         self._settings = {
+            "optimizer_class": type(self.base).__name__,
             "adapter": adapter,
             "r": r,
             "kappa": kappa,
@@ -175,11 +181,6 @@ class BoostedLowRankOptimizer(Optimizer):
             "seed": self._seed,
             "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
         }
-        first = self._draw(0)
-        factors = self._booster.factors
-        trained = list(dict.fromkeys(p for module in saved.values() for p in module.parameters()))
-        self.base = build(optimizer_class, factors, trained, optimizer_kwargs)
-        self._fresh_start = FreshStart(self.base, factors)
         state = self.base.state
         super().__init__(self.base.param_groups, self.base.defaults)
         self.base.state = (
@@ -234,12 +235,8 @@ class BoostedLowRankOptimizer(Optimizer):
         return tuple(self._booster.layers[i].name for i in self._booster.drawn)
 
     @property
-    def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The active booster's (A, B) per target module: the live Parameters.
-
-        Where layers of unequal shape share a slot, a smaller target's factors are views of its
-        Parameters.
-        """
+    def active_factors(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """The active booster's (A, B) per target module: the live Parameters."""
         return {a.target.name: a.factors for a in self._booster.active}
 
     @property
@@ -287,9 +284,10 @@ class BoostedLowRankOptimizer(Optimizer):
                 is changed.
         """
         self._require_attached("merge()")
-        report = self._merge_active()
         t = self.booster_index + 1
-        self._begin(Progress(t), self._draw(t))
+        drawn = self._draw(t)
+        report = self._merge_active()
+        self._begin(Progress(t), drawn)
         self._listeners.tell(report)
 
     def finalize(self) -> nn.Module:
@@ -310,7 +308,9 @@ class BoostedLowRankOptimizer(Optimizer):
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model's own: tensors and plain types only."""
-        return {
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = {
             **self.base.state_dict(),
             "booster": {
                 "version": _VERSION,
@@ -322,6 +322,10 @@ class BoostedLowRankOptimizer(Optimizer):
                 "weights": self._pending.state_dict(),
             },
         }
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -336,6 +340,9 @@ class BoostedLowRankOptimizer(Optimizer):
                 ``finalize()``. Nothing is changed.
         """
         self._require_attached("load_state_dict()")
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         saved = state_dict.get("booster")
         if not isinstance(saved, Mapping):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
@@ -350,6 +357,8 @@ class BoostedLowRankOptimizer(Optimizer):
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what is ours: schedulers patch ``step`` on the instance, which cannot travel."""
@@ -370,7 +379,7 @@ class BoostedLowRankOptimizer(Optimizer):
         return self.base.step(evaluated)
 
     def _prepare_gradients(self, loss: float | None) -> None:
-        factors = [(a.target.name, p) for a in self._booster.active for p in a.parameters]
+        factors = [(a.target.name, p) for a in self._booster.active for p in a.factors]
         others = [
             (f"parameter {i} of group {g}", p)
             for g, group in enumerate(self.param_groups[1:], 1)
@@ -403,7 +412,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     def _draw(self, t: int) -> list[int]:
         return draw(
-            self._sampler, self._seed, t, len(self._booster.layers), self._booster.num_slots
+            self._sampler, self._seed, t, len(self._booster.layers), self._booster.num_layers
         )
 
     def _begin(self, progress: Progress, drawn: list[int]) -> None:

@@ -158,6 +158,7 @@ class Booster:
             for layer in self.layers
         ]
         self._restore: list[tuple[nn.Module, str, bool]] = []
+        self._nesting: list[nn.TransformerEncoder] = []
         self._static = False
 
     @property
@@ -185,6 +186,11 @@ class Booster:
             parameter.grad = None
         for module in saved:
             module.requires_grad_(True)
+        # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
+        encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = False
         self._home.add_module("boosters", self.slots)
         self._model = model
         self._look_for_compilers()
@@ -201,7 +207,9 @@ class Booster:
         self._first_call.remove()
         for module, name, requires_grad in self._restore:
             module.get_parameter(name).requires_grad_(requires_grad)
-        self._restore = []
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = True
+        self._restore, self._nesting = [], []
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 

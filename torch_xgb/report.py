@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,11 @@ class Listeners:
     """The functions called after each merge."""
 
     def __init__(self) -> None:
-        self._functions: dict[int, Callable[[MergeReport], object]] = {}
+        self._functions: OrderedDict[int, Callable[[MergeReport], object]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Stay behind when the optimizer is pickled or copied, as torch's own optimizer hooks do."""
+        return {"_functions": OrderedDict()}
 
     def add(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
         """Add a function; the handle's ``remove()`` takes it out again."""

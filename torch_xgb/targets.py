@@ -194,6 +194,8 @@ def _explain_unmatched(
         if any(matches(name) for name in candidates):
             continue
         found = next((name for name in all_names if matches(name)), None)
+        if found is not None and is_linear(model.get_submodule(found)):
+            continue  # trained in full
         what = f"is no linear map (found {found!r})" if found else "matches no module"
         warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=4)
 

@@ -40,7 +40,7 @@ class Listeners:
         self._functions: OrderedDict[int, Callable[[MergeReport], object]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        """Stay behind when the optimizer is pickled or copied, as torch's own optimizer hooks do."""
+        """Stay behind when the optimizer is pickled or copied, as torch's own hooks do."""
         return {"_functions": OrderedDict()}
 
     def add(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:

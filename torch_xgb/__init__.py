@@ -1,7 +1,9 @@
 """XGBLoRA: fine-tuning as gradient boosting with rank-1 LoRA boosters, as one line in a loop."""
 
+from torch_xgb.knots import LossPlateau
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
+from torch_xgb.samplers import Weighted
 
-__all__ = ["BoostedLowRankOptimizer", "MergeReport", "__version__"]
+__all__ = ["BoostedLowRankOptimizer", "LossPlateau", "MergeReport", "Weighted", "__version__"]
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_xgb.booster import Slots
+from torch_xgb.slots import Slots
 
 __all__ = ["admit"]
 

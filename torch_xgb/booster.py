@@ -1,6 +1,6 @@
 """The factor Parameters and their place in the model: attach, bind, reset, detach.
 
-A booster is new values, not new objects. ``Slots`` owns a fixed set of (A, B) pairs, as many of
+A booster is new values, not new objects. ``Slots`` owns a fixed set of pairs, as many of
 each shape as a draw can need; binding a booster lends them to the drawn layers' ``Adapter``s, and
 resetting it re-fills them. Everything that holds on to Parameters (param_groups, schedulers, DDP's
 buckets, optimizer state) keeps the same ones from the first booster to the last.
@@ -8,127 +8,31 @@ buckets, optimizer state) keeps the same ones from the first booster to the last
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.lowrank import add_low_rank, kaiming_bound
+from torch_xgb.adapter import Adapter, Tracing
+from torch_xgb.forms import Form
+from torch_xgb.lowrank import kaiming_bound
+from torch_xgb.slots import Size, Slots
 from torch_xgb.targets import Layer, Target
 
-__all__ = ["Adapter", "Booster", "Slots"]
+__all__ = ["Booster"]
 
 
-class Slots(nn.Module):
-    """The factor Parameters, at home in the user's model but absent from every ``state_dict``.
+@dataclass(frozen=True)
+class _Sizes:
+    """The shapes of a target's factors; a class, for functions do not pickle."""
 
-    For each shape of target there are as many pairs as the L_s layers richest in it hold: L_s
-    layers' worth where layers are alike, and never too few where they are not.
+    form: Form
+    r: int
 
-    Args:
-        layers: All layers that may be drawn.
-        num_layers: L_s, how many are drawn at a time.
-        r: The rank.
-    """
-
-    def __init__(self, layers: Sequence[Layer], num_layers: int, r: int) -> None:
-        super().__init__()
-        weights = [target.weight for layer in layers for target in layer.targets]
-        dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
-        self.pairs: dict[tuple[int, int], list[tuple[str, str]]] = {}
-        for number, (shape, count) in enumerate(_most_needed(layers, num_layers).items()):
-            self.pairs[shape] = [(f"A{number}_{i}", f"B{number}_{i}") for i in range(count)]
-            for A, B in self.pairs[shape]:
-                rows, columns = shape
-                for name, size in ((A, (r, columns)), (B, (rows, r))):
-                    values = torch.zeros(size, dtype=dtype, device=weights[0].device)
-                    self.register_parameter(name, nn.Parameter(values))
-
-    def lend(self, targets: Iterable[Target]) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Return a pair (A, B) of each target's shape, no pair twice."""
-        free = {shape: iter(names) for shape, names in self.pairs.items()}
-        named = [next(free[target.shape]) for target in targets]
-        return [(self.get_parameter(A), self.get_parameter(B)) for A, B in named]
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        """Save nothing: a checkpoint holds the plain model's keys."""
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Expect nothing."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slots:
-        """Follow the model to another device, but not to a lower precision."""
-        own = next(self.parameters())
-        moved = fn(torch.empty(0, dtype=own.dtype, device=own.device))
-        if moved.dtype == own.dtype:
-            return super()._apply(fn, recurse)  # type: ignore
-        return super()._apply(lambda p: p.to(moved.device), recurse)  # type: ignore
-
-
-def _most_needed(layers: Sequence[Layer], num_layers: int) -> dict[tuple[int, int], int]:
-    """Return, for each shape of target, how many of them ``num_layers`` layers can hold at most."""
-    per_layer = [Counter(target.shape for target in layer.targets) for layer in layers]
-    shapes = dict.fromkeys(target.shape for layer in layers for target in layer.targets)
-    counts = {shape: sorted((c[shape] for c in per_layer), reverse=True) for shape in shapes}
-    return {shape: sum(count[:num_layers]) for shape, count in counts.items()}
-
-
-@dataclass(eq=False)
-class Tracing:
-    """Whether a compiler has traced an adapter, shared by all of a model's adapters."""
-
-    seen: bool = False
-
-
-class Adapter:
-    """A target's place in the forward pass: a hook that adds s·(x Aᵀ)Bᵀ while a pair is bound."""
-
-    def __init__(self, target: Target, s: float, dropout: float, tracing: Tracing) -> None:
-        self.target = target
-        self.s = s
-        self.dropout = dropout
-        self.tracing = tracing
-        self.bound: tuple[nn.Parameter, nn.Parameter] | None = None
-        self._handles: list[RemovableHandle] = []
-
-    @property
-    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """The bound pair: A (r, in), B (out, r)."""
-        assert self.bound is not None
-        return self.bound
-
-    def hook(self) -> None:
-        """Enter the forward pass, ahead of the module's other hooks."""
-        if not self._handles:
-            modules = self.target.modules
-            self._handles = [
-                m.register_forward_hook(self, prepend=True, with_kwargs=True) for m in modules
-            ]
-
-    def unhook(self) -> None:
-        """Leave it."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor
-    ) -> Tensor:
-        """Return the module's output with the pair's share added."""
-        if torch.compiler.is_compiling():
-            self.tracing.seen = True
-        if self.bound is None:
-            return y
-        x = args[0] if args else next(iter(kwargs.values()))
-        if self.dropout and module.training:
-            x = nn.functional.dropout(x, self.dropout)
-        A, B = self.factors
-        return add_low_rank(y, x, A, B, self.s)
+    def __call__(self, target: Target) -> tuple[Size, ...]:
+        return self.form.sizes(target, self.r)
 
 
 @dataclass(eq=False)
@@ -137,24 +41,24 @@ class Booster:
 
     Args:
         layers: All layers that may be drawn.
-        num_layers: L_s, how many are drawn at a time.
-        r: The rank.
-        s: The scaling.
+        num_layers: L_s, how many are drawn at a time, at most.
+        r: The highest rank.
+        form: What a pair does.
         dropout: Probability of dropping an input of A in training.
     """
 
     layers: Sequence[Layer]
     num_layers: int
     r: int
-    s: float
+    form: Form
     dropout: float
     drawn: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = Slots(self.layers, self.num_layers, self.r)
+        self.slots = Slots(self.layers, self.num_layers, _Sizes(self.form, self.r))
         self.tracing = Tracing()
         self.adapters = [
-            [Adapter(target, self.s, self.dropout, self.tracing) for target in layer.targets]
+            [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
             for layer in self.layers
         ]
         self._restore: list[tuple[nn.Module, str, bool]] = []
@@ -170,6 +74,11 @@ class Booster:
     def active(self) -> list[Adapter]:
         """The adapters of the drawn layers."""
         return [adapter for layer in self.drawn for adapter in self.adapters[layer]]
+
+    @property
+    def every_adapter(self) -> list[Adapter]:
+        """The adapters of all layers."""
+        return [adapter for layer in self.adapters for adapter in layer]
 
     def attach(self, model: nn.Module, saved: Iterable[nn.Module]) -> None:
         """Freeze the model but for the ``saved`` modules, and move the slots in.
@@ -199,7 +108,7 @@ class Booster:
 
     def detach(self) -> None:
         """Take everything off the model and give ``requires_grad`` back."""
-        for adapter in (adapter for layer in self.adapters for adapter in layer):
+        for adapter in self.every_adapter:
             adapter.unhook()
             adapter.bound = None
         self.drawn = []
@@ -213,26 +122,26 @@ class Booster:
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 
-    def bind(self, drawn: list[int]) -> None:
-        """Lend the slots to the drawn layers, in order."""
+    def bind(self, drawn: list[int], r: int, s: float) -> None:
+        """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
         self._look_for_compilers()
         for adapter in self.active:
             adapter.bound = None
             if not self._static:
                 adapter.unhook()
         self.drawn = drawn
-        pairs = self.slots.lend(adapter.target for adapter in self.active)
-        for adapter, pair in zip(self.active, pairs, strict=True):
-            adapter.bound = pair
+        lots = self.slots.lend(adapter.target for adapter in self.active)
+        for adapter, factors in zip(self.active, lots, strict=True):
+            adapter.bound, adapter.r, adapter.s = factors, r, s
             adapter.hook()
-        lent = {id(factor) for pair in pairs for factor in pair}
+        lent = {id(factor) for factors in lots for factor in factors}
         for factor in self.factors:
             if id(factor) not in lent:
                 factor.grad = None
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Make every A fresh, Kaiming-uniform as LoRA's, and every B zero."""
+        """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero."""
         factors = self.factors
         for factor in factors:
             factor.zero_()
@@ -265,7 +174,7 @@ class Booster:
         if self._static or not (self.tracing.seen or _is_compiled(self._model)):
             return
         self._static = True
-        for adapter in (adapter for layer in self.adapters for adapter in layer):
+        for adapter in self.every_adapter:
             adapter.hook()
         torch.compiler.reset()
 

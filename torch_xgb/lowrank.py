@@ -9,6 +9,7 @@ Letters and shapes, here and in every other module:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["add_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
+__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
 
 
 def scaling(lora_alpha: float | None, r: int) -> float:
@@ -39,16 +40,19 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def frobenius_norms(pairs: list[tuple[Tensor, Tensor]], s: float) -> Tensor:
-    """Return ‖s·B A‖_F of every pair, without forming a product of shape (out, in).
+def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """Return ‖scale·left·right‖_F of every product, without forming one of shape (out, in).
 
-    ‖B A‖²_F = tr((BᵀB)(A Aᵀ)), two (r, r) matrices.
+    ‖L R‖²_F = tr((LᵀL)(R Rᵀ)), two (r, r) matrices.
+
+    Args:
+        products: Triples of left ``(out, r)``, right ``(r, in)`` and a scale.
     """
-    squares = []
-    for A, B in pairs:
-        wide_A, wide_B = A.to(widest(A.device)), B.to(widest(B.device))
-        squares.append(((wide_B.T @ wide_B) * (wide_A @ wide_A.T)).sum())
-    return torch.stack(squares).clamp_(min=0).sqrt_().mul_(abs(s))
+    norms = []
+    for left, right, scale in products:
+        L, R = left.to(widest(left.device)), right.to(widest(right.device))
+        norms.append(((L.T @ L) * (R @ R.T)).sum().clamp(min=0).sqrt() * abs(scale))
+    return torch.stack(norms)
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
@@ -71,6 +75,24 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
     return out
+
+
+def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -> Tensor:
+    """Return y + s·B(A y + b), an edit of a representation; backward keeps y and A y + b.
+
+    Args:
+        y: The representation ``(..., features)``.
+        A: U₁ of shape ``(r, features)``.
+        B: U₂ᵀ of shape ``(features, r)``.
+        b: Shape ``(r,)``, or None.
+        s: The scaling.
+
+    References:
+        MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
+    """
+    with _as_given(y):
+        h = torch.nn.functional.linear(y, A.to(y.dtype), None if b is None else b.to(y.dtype))
+        return torch.addmm(_rows(y), _rows(h), B.to(y.dtype).T, alpha=s).view(y.shape)
 
 
 class _AddLowRank(torch.autograd.Function):

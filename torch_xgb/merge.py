@@ -1,4 +1,4 @@
-"""W ← W + α·s·B A, under one policy for precision.
+"""W ← W + ΔW with ΔW of low rank, under one policy for precision.
 
 float32 and float64 weights take the product directly. In bfloat16 and float16 most of a small
 update is rounded away, so what happens to the remainder is a policy: forget it ("nearest"), round
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from torch_xgb.lowrank import widest
-from torch_xgb.schedule import stream
-from torch_xgb.targets import Target
+from torch_xgb.samplers import stream
+from torch_xgb.targets import Weight
 
 __all__ = ["MERGE_PRECISIONS", "Merger", "round_stochastically", "row_chunks"]
 
@@ -28,7 +28,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(eq=False)
 class Merger:
-    """Merges pairs into weights; under "residual" it holds what the weights' dtype could not.
+    """Merges updates into weights; under "residual" it holds what their dtype could not.
 
     Args:
         precision: One of ``MERGE_PRECISIONS``. "auto" is "residual" for weights of less than 32
@@ -37,7 +37,7 @@ class Merger:
         residual_device: Where the residuals live; None keeps them beside their weights.
 
     Attributes:
-        residuals: Per target, the stored weight's shape and dtype, appearing at its first merge.
+        residuals: Per weight, of its stored shape and dtype, appearing at its first merge.
 
     Raises:
         ValueError: If ``precision`` is unknown.
@@ -58,24 +58,32 @@ class Merger:
 
     @torch.no_grad()
     def merge(
-        self, target: Target, A: Tensor, B: Tensor, scale: float, booster_index: int
+        self, weight: Weight, left: Tensor, right: Tensor, scale: float, booster_index: int
     ) -> float | None:
-        """Add scale·B A to the target's weight, in place.
+        """Add scale·left·right to a weight, in place.
+
+        Args:
+            weight: W, of shape (out, in).
+            left: Shape ``(out, r)``.
+            right: Shape ``(r, in)``.
+            scale: A factor of the whole update.
+            booster_index: t, which seeds stochastic rounding.
 
         Returns:
             The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
             carries over counted as kept; None where it was not measured, in float32 and float64.
         """
-        W = target.weight.data
-        left, right = (A.T, B.T) if target.transposed else (B, A)
+        W = weight.matrix
+        if weight.transposed:
+            W, left, right = W.T, right.T, left.T
         precision = self._precision(W)
         if precision == "nearest" and W.dtype in (torch.float32, torch.float64):
             W.addmm_(left.to(W), right.to(W), alpha=scale)
             return None
         wide = torch.float32 if W.element_size() < 4 else widest(W.device)
         left, right = left.to(W.device, wide), right.to(W.device, wide)
-        E = self._residual(target.name, W) if precision == "residual" else None
-        rounding = self._rounding(precision, W, target.name, booster_index)
+        E = self._residual(weight.name, W) if precision == "residual" else None
+        rounding = self._rounding(precision, W, weight.name, booster_index)
         sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
         for rows in row_chunks(W):
             delta = (left[rows] @ right).mul_(scale)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,27 +16,32 @@ from torch.utils.hooks import RemovableHandle
 from torch_xgb.admission import admit
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
+from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
 from torch_xgb.heads import select_saved
-from torch_xgb.lowrank import frobenius_norms, scaling
+from torch_xgb.knots import LossPolicy, mean_over_ranks
+from torch_xgb.lowrank import frobenius_norms
 from torch_xgb.merge import Merger
+from torch_xgb.rates import RateFactors, scaled_lr
 from torch_xgb.report import Listeners, MergeReport
 from torch_xgb.resume import Pending
+from torch_xgb.samplers import Sampler, sampler, stream
 from torch_xgb.schedule import (
+    BoosterPlan,
+    PerBooster,
+    Plan,
+    PositiveInteger,
     Progress,
-    Sampler,
     boundary,
-    constant_or_callable,
-    draw,
-    layers_per_draw,
-    sampler,
-    stream,
+    layers_share,
+    valid_shrinkage,
 )
-from torch_xgb.settings import check_rank, non_negative, one_of, probability, seed_in_range
-from torch_xgb.targets import select_layers
+from torch_xgb.settings import non_negative, probability, seed_in_range
+from torch_xgb.targets import check_rank, select_layers
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
+LayersPerBooster = int | float | Sequence[int | float] | Callable[[int], int | float] | None
 _VERSION = 1  # of the checkpoint's "booster" entry
 
 
@@ -121,49 +126,60 @@ class BoostedLowRankOptimizer(Optimizer):
         optimizer_class: Callable[..., Optimizer],
         model: nn.Module,
         *,
-        r: int = 1,
-        kappa: int | None = 8,
-        layers_per_booster: int | float | None = 8,
+        r: int | Sequence[int] | Callable[[int], int] = 1,
+        kappa: int | Sequence[int] | Callable[[int], int] | LossPolicy | None = 8,
+        layers_per_booster: LayersPerBooster = 8,
         target_modules: str | Sequence[str] = "all-linear",
         exclude_modules: str | Sequence[str] | None = None,
         modules_to_save: Sequence[str] | None = None,
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
         adapter: str = "lora",
-        shrinkage: float | Callable[[int], float] = 1.0,
+        bias: str = "none",
+        shrinkage: float | Sequence[float] | Callable[[int], float] = 1.0,
         factor_l2: float = 0.0,
         layer_sampler: str | Sampler = "uniform",
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
+        rewarmup_steps: int = 0,
+        rank_lr_exponent: float = 0.0,
         nonfinite: str = "error",
         unused: str = "error",
-        record: None = None,
+        record: bool | str | os.PathLike[str] | None = None,
         seed: int = 0,
         **optimizer_kwargs: Any,
     ) -> None:
         self.model = model
         inner = _uncompiled(model)
         admit(inner)
-        one_of("adapter", adapter, ("lora",))
-        one_of("record", record, (None,))
-        self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
-        self._seed = seed_in_range(seed)
-        self._ends = boundary(kappa)
-        self._shrinkage = constant_or_callable(shrinkage, "shrinkage")
-        self._sampler = sampler(layer_sampler)
         saved = select_saved(inner, modules_to_save)
         layers = select_layers(inner, target_modules, exclude_modules, saved.values())
-        check_rank(r, layers)
-        L_s = layers_per_draw(layers_per_booster, len(layers))
-        s = scaling(None if lora_alpha is None else non_negative("lora_alpha", lora_alpha), r)
-        self._merger = Merger(merge_precision, self._seed, residual_device)
-        self._booster = Booster(layers, L_s, r, s, probability("lora_dropout", lora_dropout))
-        self._pending = Pending(
-            [a for layer in self._booster.adapters for a in layer], self._merger
+        self._ends = boundary(kappa)
+        self._policy = kappa if isinstance(kappa, LossPolicy) else None
+        self._plan = Plan(
+            seed_in_range(seed),
+            len(layers),
+            sampler(layer_sampler),
+            PerBooster(layers_per_booster, layers_share),
+            PerBooster(r, PositiveInteger("r")),
+            PerBooster(shrinkage, valid_shrinkage),
+            None if lora_alpha is None else non_negative("lora_alpha", lora_alpha),
         )
+        check_rank(self._plan.most_r, layers)
+        first = self._plan.booster(0)
+        self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
+        self._rates = RateFactors(rewarmup_steps, rank_lr_exponent, first.r)
+        self._merger = Merger(merge_precision, seed, residual_device)
+        self._booster = Booster(
+            layers,
+            self._plan.most_L_s,
+            self._plan.most_r,
+            form(adapter, bias),
+            probability("lora_dropout", lora_dropout),
+        )
+        self._pending = Pending(self._booster.every_adapter, self._merger)
         self._listeners = Listeners()
         self._finalized = False
-        first = self._draw(0)
         factors = self._booster.factors
         trained = list(dict.fromkeys(p for module in saved.values() for p in module.parameters()))
         self.base = build(optimizer_class, factors, trained, optimizer_kwargs)
@@ -171,21 +187,21 @@ class BoostedLowRankOptimizer(Optimizer):
         self._settings = {
             "optimizer_class": type(self.base).__name__,
             "adapter": adapter,
-            "r": r,
-            "kappa": kappa,
-            "layers_per_booster": L_s,
+            "bias": bias,
+            "r": self._plan.r.plain,
+            "kappa": _plain(kappa),
+            "layers_per_booster": self._plan.layers_per_booster.plain,
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
-            "scaling": s,
+            "lora_alpha": lora_alpha,
             "merge_precision": merge_precision,
             "modules_to_save": sorted(saved),
-            "seed": self._seed,
+            "seed": seed,
             "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
         }
         state = self.base.state
         super().__init__(self.base.param_groups, self.base.defaults)
-        self.base.state = (
-            state  # Optimizer.__init__ empties it, and Adagrad fills it at construction
-        )
+        # Optimizer.__init__ empties it, and Adagrad fills it at construction.
+        self.base.state = state
         self._booster.attach(inner, saved.values())
         self._pending.attach()
         self._begin(Progress(), first)
@@ -235,9 +251,13 @@ class BoostedLowRankOptimizer(Optimizer):
         return tuple(self._booster.layers[i].name for i in self._booster.drawn)
 
     @property
-    def active_factors(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """The active booster's (A, B) per target module: the live Parameters."""
-        return {a.target.name: a.factors for a in self._booster.active}
+    def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The active booster's (A, B) per target module: the live Parameters.
+
+        Under a rank schedule, a booster of a lower rank uses views of a part of them.
+        """
+        pairs = {a.target.name: a.factors for a in self._booster.active}
+        return {name: (factors[0], factors[1]) for name, factors in pairs.items()}
 
     @property
     def targets(self) -> dict[str, str]:
@@ -267,14 +287,31 @@ class BoostedLowRankOptimizer(Optimizer):
                 is not finite, in which case nothing is changed.
         """
         self._require_attached("step()")
+        factor = self._rates(self._progress, self._active.r)
         try:
-            loss = self._fresh_start.watch(self.base, lambda: self._base_step(closure))
+            with scaled_lr(self.base.param_groups[0], factor):
+                loss = self._fresh_start.watch(self.base, lambda: self._base_step(closure))
         except _Skipped as skipped:
             return skipped.loss
-        self._progress = replace(self._progress, booster_step=self._progress.booster_step + 1)
+        self._progress = self._progress.stepped()
         if self._ends(self._progress):
             self.merge()
         return loss
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
+
+        Call it before ``step()``, with the mean over accumulated batches. Over several processes
+        the loss is averaged, so that all decide alike. A closure given to ``step()`` is observed by
+        itself.
+        """
+        if self._policy is not None:
+            self._policy.observe(mean_over_ranks(loss))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the policy given as ``kappa`` says that further boosters are not worth it."""
+        return self._policy is not None and self._policy.converged
 
     def merge(self) -> None:
         """End the active booster now: merge it, draw the next, start it afresh.
@@ -284,10 +321,10 @@ class BoostedLowRankOptimizer(Optimizer):
                 is changed.
         """
         self._require_attached("merge()")
-        t = self.booster_index + 1
-        drawn = self._draw(t)
+        progress = self._progress.next()
+        planned = self._plan.booster(progress.booster_index)
         report = self._merge_active()
-        self._begin(Progress(t), drawn)
+        self._begin(progress, planned)
         self._listeners.tell(report)
 
     def finalize(self) -> nn.Module:
@@ -317,7 +354,14 @@ class BoostedLowRankOptimizer(Optimizer):
                 "settings": dict(self._settings),
                 "booster_index": self.booster_index,
                 "booster_step": self.booster_step,
-                "drawn": list(self._booster.drawn),
+                "total_steps": self._progress.total_steps,
+                "active": {
+                    "layers": list(self._active.layers),
+                    "r": self._active.r,
+                    "s": self._active.s,
+                    "alpha": self._active.alpha,
+                },
+                "policy": None if self._policy is None else self._policy.state_dict(),
                 "factors": [p.detach() for p in self._booster.factors],
                 "weights": self._pending.state_dict(),
             },
@@ -352,8 +396,12 @@ class BoostedLowRankOptimizer(Optimizer):
         self.base.load_state_dict(
             copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
         )
-        self._progress = Progress(saved["booster_index"], saved["booster_step"])
-        self._booster.bind(list(saved["drawn"]))
+        counters = ("booster_index", "booster_step", "total_steps")
+        self._progress = Progress(*(saved[counter] for counter in counters))
+        self._active = BoosterPlan(**saved["active"])
+        self._booster.bind(list(self._active.layers), self._active.r, self._active.s)
+        if self._policy is not None:
+            self._policy.load_state_dict(saved["policy"])
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
@@ -373,13 +421,14 @@ class BoostedLowRankOptimizer(Optimizer):
         def evaluated() -> float:
             with torch.enable_grad():
                 loss = closure()
+            self.observe(loss)
             self._prepare_gradients(loss)
             return loss
 
         return self.base.step(evaluated)
 
     def _prepare_gradients(self, loss: float | None) -> None:
-        factors = [(a.target.name, p) for a in self._booster.active for p in a.factors]
+        factors = [(a.target.name, p) for a in self._booster.active for p in a.bound or ()]
         others = [
             (f"parameter {i} of group {g}", p)
             for g, group in enumerate(self.param_groups[1:], 1)
@@ -391,36 +440,36 @@ class BoostedLowRankOptimizer(Optimizer):
     def _merge_active(self) -> MergeReport:
         """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
         t, active = self.booster_index, self._booster.active
-        scale = float(self._shrinkage(t)) * self._booster.s
-        pairs = [(A.detach(), B.detach()) for A, B in (a.factors for a in active)]
-        names = [a.target.name for a in active]
-        norms = dict(zip(names, frobenius_norms(pairs, scale).tolist(), strict=True))
-        bad = [name for name, norm in norms.items() if not norm < float("inf")]
-        if bad:
+        updates = {a.target.name: a.updates(self._active.alpha) for a in active}
+        products = [update for pairs in updates.values() for _, update in pairs]
+        if not bool(frobenius_norms(products).isfinite().all()):
             raise RuntimeError(
-                f"booster {t} is not finite in {len(bad)} targets, first {bad[0]!r}, and was not "
-                "merged; the weights are unharmed. Lower the learning rate or clip the gradients"
+                f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
+                "the learning rate or clip the gradients"
             )
+        own = frobenius_norms([pairs[0][1] for pairs in updates.values()])
         lost = {
-            a.target.name: self._merger.merge(a.target, A, B, scale, t)
-            for a, (A, B) in zip(active, pairs, strict=True)
+            weight.name: self._merger.merge(weight, *update, t)
+            for pairs in updates.values()
+            for weight, update in pairs
         }
-        measured = {name: share for name, share in lost.items() if share is not None}
         return MergeReport(
-            t, self.active_layers, self.booster_step, self._booster.r, norms, measured
+            booster_index=t,
+            layers=self.active_layers,
+            steps=self.booster_step,
+            rank=self._active.r,
+            update_norm=dict(zip(updates, own.tolist(), strict=True)),
+            lost={name: share for name, share in lost.items() if share is not None},
         )
 
-    def _draw(self, t: int) -> list[int]:
-        return draw(
-            self._sampler, self._seed, t, len(self._booster.layers), self._booster.num_layers
-        )
-
-    def _begin(self, progress: Progress, drawn: list[int]) -> None:
+    def _begin(self, progress: Progress, planned: BoosterPlan) -> None:
         """Begin a booster: new layers, fresh A, zero B, the base's state as if never stepped."""
-        self._progress = progress
-        self._booster.bind(drawn)
-        self._booster.reset(stream(self._seed, progress.booster_index, "factors"))
+        self._progress, self._active = progress, planned
+        self._booster.bind(planned.layers, planned.r, planned.s)
+        self._booster.reset(stream(self._plan.seed, progress.booster_index, "factors"))
         self._fresh_start.apply(self.base)
+        if self._policy is not None:
+            self._policy.begin()
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         if saved.get("version") != _VERSION:
@@ -450,6 +499,12 @@ class _Skipped(Exception):
     def __init__(self, loss: float | None) -> None:
         super().__init__()
         self.loss = loss
+
+
+def _plain(kappa: object) -> object:
+    if kappa is None or isinstance(kappa, int):
+        return kappa
+    return list(kappa) if isinstance(kappa, Sequence) else type(kappa).__name__
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

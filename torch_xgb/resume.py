@@ -16,30 +16,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.booster import Adapter
+from torch_xgb.adapter import Adapter
 from torch_xgb.lowrank import widest
 from torch_xgb.merge import Merger, row_chunks
+from torch_xgb.targets import Weight
 
-__all__ = ["Pending", "fingerprint", "fold", "unfold"]
+__all__ = ["Pending", "add_product", "fingerprint", "fold", "unfold"]
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def fold(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """Return W + s·B A, rounded once to W's dtype."""
-    return torch.cat([(delta + W[rows]).to(W.dtype) for rows, delta in _products(W, A, B, s)])
+def add_product(M: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return M + scale·left·right, rounded once to M's dtype."""
+    wide = widest(M.device)
+    left, right = left.to(M.device, wide), right.to(M.device, wide)
+    rows = row_chunks(M)
+    return torch.cat([((left[i] @ right).mul_(scale) + M[i]).to(M.dtype) for i in rows])
 
 
-def unfold(folded: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """Return folded − s·B A, rounded once: W again wherever both share an exponent."""
-    return torch.cat(
-        [(folded[rows] - delta).to(folded.dtype) for rows, delta in _products(folded, A, B, s)]
-    )
+def fold(adapter: Adapter, weight: Weight, M: Tensor) -> Tensor:
+    """Return a weight's matrix M with the adapter's pair merged in."""
+    return add_product(M, *adapter.form.update(weight, M, _wide_factors(adapter), adapter.s))
 
 
-def _products(W: Tensor, A: Tensor, B: Tensor, s: float) -> Iterator[tuple[slice, Tensor]]:
-    left, right = (factor.detach().to(W.device, widest(W.device)) for factor in (B, A))
-    return ((rows, (left[rows] @ right).mul_(s)) for rows in row_chunks(W))
+def unfold(adapter: Adapter, weight: Weight, M: Tensor) -> Tensor:
+    """Return M with the pair taken out: the first matrix again wherever both share an exponent."""
+    return add_product(M, *adapter.form.undo(weight, M, _wide_factors(adapter), adapter.s))
+
+
+def _wide_factors(adapter: Adapter) -> tuple[Tensor, ...]:
+    device = adapter.target.weight.parameter.device
+    return tuple(factor.detach().to(device, widest(device)) for factor in adapter.factors)
 
 
 def fingerprint(W: Tensor) -> int:
@@ -94,69 +101,67 @@ class Pending:
     def state_dict(self) -> dict[str, Any]:
         """Return what ties the state to the weights: fingerprints, repairs, residuals."""
         folded, repairs = {}, {}
-        for adapter in self._unfinished():
-            name, W, (A, B) = adapter.target.name, adapter.target.W, adapter.factors
-            saved = fold(W, A, B, adapter.s)
-            where = (_bits(unfold(saved, A, B, adapter.s)) != _bits(W)).nonzero(as_tuple=True)
-            folded[name] = fingerprint(saved)
-            repairs[name] = (*where, W[where])
+        for adapter in self.adapters:
+            for weight in adapter.form.weights(adapter.target) if adapter.pending else ():
+                M = weight.matrix
+                saved = fold(adapter, weight, M)
+                differs = _bits(unfold(adapter, weight, saved)) != _bits(M)
+                where = differs.nonzero(as_tuple=True)
+                folded[weight.name] = fingerprint(saved)
+                repairs[weight.name] = (*where, M[where])
         return {
-            "frozen": {a.target.name: fingerprint(a.target.W) for a in self.adapters},
+            "frozen": {w.name: fingerprint(w.matrix) for _, w in self._weights()},
             "folded": folded,
             "repairs": repairs,
             "residuals": dict(self.merger.residuals),
         }
 
-    def find_folded(self, state: dict[str, Any]) -> list[str]:
-        """Return the targets whose present weights hold the saved booster, changing nothing.
+    def find_folded(self, state: dict[str, Any]) -> set[str]:
+        """Return the weights that hold the saved booster at present, changing nothing.
 
         Raises:
-            RuntimeError: If some target's weight is neither the saved one nor the saved one folded.
+            RuntimeError: If some weight is neither the saved one nor the saved one folded.
         """
-        folded, strangers = [], []
-        for adapter in self.adapters:
-            name = adapter.target.name
-            current = fingerprint(adapter.target.W)
-            if name in state["folded"] and current == state["folded"][name]:
-                folded.append(name)
-            elif current != state["frozen"][name]:
-                strangers.append(name)
+        folded, strangers = set(), []
+        for _, weight in self._weights():
+            present = fingerprint(weight.matrix)
+            if present == state["folded"].get(weight.name):
+                folded.add(weight.name)
+            elif present != state["frozen"][weight.name]:
+                strangers.append(weight)
         if strangers:
             raise RuntimeError(
                 "the optimizer's state does not belong to the model's weights: "
-                f"{len(strangers)} of "
-                f"{len(self.adapters)} targets differ, first {strangers[0]!r} "
-                f"({self._dtype(strangers[0])}). Load the model saved together with this state, in "
-                "the same dtype, first: model.load_state_dict(...), optimizer.load_state_dict(...)"
+                f"{len(strangers)} of {len(state['frozen'])} differ, first {strangers[0].name!r} "
+                f"({strangers[0].parameter.dtype}). Load the model saved together with this state, "
+                "in the same dtype, first: model.load_state_dict(...), then "
+                "optimizer.load_state_dict(...)"
             )
         return folded
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any], folded: list[str]) -> None:
+    def load_state_dict(self, state: dict[str, Any], folded: set[str]) -> None:
         """Take the booster just loaded out of the weights that hold it; restore the residuals."""
-        for adapter in self.adapters:
-            name, W = adapter.target.name, adapter.target.W
+        residuals = {}
+        for adapter, weight in self._weights():
+            name, M = weight.name, weight.matrix
             if name in folded:
-                W.copy_(unfold(W, *adapter.factors, adapter.s))
-                rows, columns, values = (tensor.to(W.device) for tensor in state["repairs"][name])
-                W[rows, columns] = values.to(W.dtype)
-        devices = {
-            a.target.name: self.merger.residual_device or a.target.weight.device
-            for a in self.adapters
-        }
-        self.merger.residuals = {
-            n: E.to(devices[n], copy=True) for n, E in state["residuals"].items()
-        }
+                M.copy_(unfold(adapter, weight, M))
+                rows, columns, values = (tensor.to(M.device) for tensor in state["repairs"][name])
+                M[rows, columns] = values.to(M.dtype)
+            if name in state["residuals"]:
+                device = self.merger.residual_device or M.device
+                residuals[name] = state["residuals"][name].to(device, copy=True)
+        self.merger.residuals = residuals
 
-    def _unfinished(self) -> list[Adapter]:
-        return [a for a in self.adapters if a.bound is not None and a.factors[1].count_nonzero()]
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return next(a.target.weight.dtype for a in self.adapters if a.target.name == name)
+    def _weights(self) -> Iterator[tuple[Adapter, Weight]]:
+        for adapter in self.adapters:
+            for weight in adapter.form.weights(adapter.target):
+                yield adapter, weight
 
 
 class _FoldIn:
-    """Replace a drawn target's entry by the weight that computes what the model computes now."""
+    """Replace a drawn target's entries by what computes what the model computes now."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -165,19 +170,16 @@ class _FoldIn:
     def __call__(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object
     ) -> None:
-        key = f"{prefix}weight"
-        if (
-            self.adapter.bound is not None
-            and key in state_dict
-            and self.adapter.factors[1].count_nonzero()
-        ):
-            target = self.adapter.target
-            folded = fold(target.W, *self.adapter.factors, self.adapter.s)
-            state_dict[key] = folded.T.contiguous() if target.transposed else folded
+        if not self.adapter.pending:
+            return
+        for weight in _held(self.adapter, module):
+            key = prefix + weight.attribute
+            if key in state_dict:
+                state_dict[key] = weight.as_stored(fold(self.adapter, weight, weight.matrix))
 
 
 class _StartOver:
-    """Empty a target's pair and residual when its weight is loaded: they were the old one's."""
+    """Empty a target's pair and residuals when its weight is loaded: they were the old one's."""
 
     def __init__(self, adapter: Adapter, merger: Merger) -> None:
         self.adapter = adapter
@@ -187,8 +189,14 @@ class _StartOver:
     def __call__(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
     ) -> None:
-        if f"{prefix}weight" not in state_dict:
-            return
-        self.merger.residuals.pop(self.adapter.target.name, None)
-        if self.adapter.bound is not None:
-            self.adapter.factors[1].zero_()
+        loaded = [w for w in _held(self.adapter, module) if prefix + w.attribute in state_dict]
+        for weight in loaded:
+            self.merger.residuals.pop(weight.name, None)
+        if loaded and self.adapter.bound is not None:
+            for factor in self.adapter.bound[1:]:
+                factor.zero_()
+
+
+def _held(adapter: Adapter, module: nn.Module) -> list[Weight]:
+    weights = adapter.form.weights(adapter.target)
+    return [weight for weight in weights if any(m is module for m in weight.modules)]

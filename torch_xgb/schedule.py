@@ -1,30 +1,19 @@
-"""When a booster ends and which layers it draws: pure functions of the seed and its index t."""
+"""Every setting of a booster as a function of its index t, and the rule that ends it."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-import torch
+from torch_xgb.knots import LossPolicy
+from torch_xgb.lowrank import scaling
+from torch_xgb.samplers import Sampler, draw
+from torch_xgb.settings import finite_positive, positive_integer
 
-__all__ = [
-    "Boundary",
-    "Every",
-    "Never",
-    "Progress",
-    "Sampler",
-    "boundary",
-    "cyclic",
-    "draw",
-    "layers_per_draw",
-    "sampler",
-    "stream",
-    "uniform",
-    "window",
-]
+__all__ = ["Boundary", "Every", "Knots", "Never", "PerBooster", "Plan", "Progress", "boundary"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,19 +23,62 @@ class Progress:
     Attributes:
         booster_index: t, the number of boosters merged before the active one.
         booster_step: Optimizer steps taken in the active booster.
+        total_steps: Optimizer steps taken in all.
     """
 
     booster_index: int = 0
     booster_step: int = 0
+    total_steps: int = 0
+
+    def stepped(self) -> Progress:
+        """Count a step."""
+        return Progress(self.booster_index, self.booster_step + 1, self.total_steps + 1)
+
+    def next(self) -> Progress:
+        """Go on to the next booster."""
+        return Progress(self.booster_index + 1, 0, self.total_steps)
 
 
-class Sampler(Protocol):
-    """Draws the layers of booster t, the same on every rank and in every run."""
+@dataclass(frozen=True)
+class PerBooster(Generic[T]):
+    """A setting as a function of t: one value for all, one per booster, or a callable.
 
-    def __call__(
-        self, seed: int, booster_index: int, num_layers: int, layers_per_booster: int
-    ) -> Sequence[int]:
-        """Return ``layers_per_booster`` distinct indices below ``num_layers``."""
+    Attributes:
+        given: The value, a sequence (its last value goes on), or a callable of t.
+        check: Returns a valid value, or raises.
+    """
+
+    given: T | Sequence[T] | Callable[[int], T]
+    check: Callable[[T], T]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.given, Sequence):
+            if isinstance(self.given, str) or not self.given:
+                raise ValueError(f"a schedule needs at least one value, got {self.given!r}")
+            for value in self.given:
+                self.check(value)
+        else:
+            self(0)
+
+    def __call__(self, t: int) -> T:
+        """Return booster t's value."""
+        if isinstance(self.given, Sequence):
+            return self.check(self.given[min(t, len(self.given) - 1)])
+        return self.check(self.given(t) if callable(self.given) else self.given)
+
+    @property
+    def values(self) -> list[T]:
+        """Every value a sequence holds; of a callable, booster 0's."""
+        return (
+            [self.check(v) for v in self.given] if isinstance(self.given, Sequence) else [self(0)]
+        )
+
+    @property
+    def plain(self) -> object:
+        """What of it goes into a checkpoint."""
+        if callable(self.given):
+            return "callable"
+        return list(self.given) if isinstance(self.given, Sequence) else self.given
 
 
 class Boundary(Protocol):
@@ -58,12 +90,26 @@ class Boundary(Protocol):
 
 @dataclass(frozen=True)
 class Every:
-    """End a booster after kappa steps, as the paper does."""
+    """End booster t after kappa(t) steps; the paper's κ is one number."""
 
-    kappa: int
+    kappa: PerBooster[int]
 
     def __call__(self, progress: Progress) -> bool:  # noqa: D102
-        return progress.booster_step >= self.kappa
+        return progress.booster_step >= self.kappa(progress.booster_index)
+
+
+@dataclass(frozen=True)
+class Knots:
+    """End boosters after steps τ₁ < τ₂ < … of the whole run; the last one goes on.
+
+    References:
+        Chain of LoRA (Xia et al., 2024), section 4.
+    """
+
+    knots: tuple[int, ...]
+
+    def __call__(self, progress: Progress) -> bool:  # noqa: D102
+        return progress.total_steps in self.knots
 
 
 @dataclass(frozen=True)
@@ -74,157 +120,145 @@ class Never:
         return False
 
 
-def boundary(kappa: int | None) -> Boundary:
-    """Return the rule for ``kappa``: a number of steps, or None for a single booster.
+@dataclass(frozen=True)
+class FromLoss:
+    """End a booster when a policy that watches the loss says so."""
+
+    policy: LossPolicy
+
+    def __call__(self, progress: Progress) -> bool:  # noqa: D102
+        return self.policy.ends(progress.booster_step)
+
+
+def boundary(kappa: object) -> Boundary:
+    """Return the rule for ``kappa``.
+
+    Args:
+        kappa: A number of steps, a callable of t giving one, an increasing sequence of knots, a
+            policy that watches the loss, or None for a single booster.
 
     Raises:
-        TypeError: If ``kappa`` is neither an int nor None.
-        ValueError: If it is not positive.
+        TypeError: If it is none of these.
+        ValueError: If a number is not positive, or the knots do not increase.
     """
     if kappa is None:
         return Never()
-    if isinstance(kappa, bool) or not isinstance(kappa, int):
-        raise TypeError(f"kappa must be a positive integer or None (one booster), got {kappa!r}")
-    if kappa < 1:
-        raise ValueError(f"kappa must be a positive integer or None (one booster), got {kappa!r}")
-    return Every(kappa)
-
-
-def layers_per_draw(layers_per_booster: int | float | None, num_layers: int) -> int:
-    """Return L_s, the number of layers a booster draws out of ``num_layers``.
-
-    Raises:
-        TypeError: If ``layers_per_booster`` is neither a number nor None.
-        ValueError: If an int is not positive, or a float share lies outside (0, 1].
-    """
-    allowed = "layers_per_booster must be a positive integer, a float in (0, 1] or None (all)"
-    if layers_per_booster is None:
-        return num_layers
-    if isinstance(layers_per_booster, bool) or not isinstance(layers_per_booster, (int, float)):
-        raise TypeError(f"{allowed}, got {layers_per_booster!r}")
-    if isinstance(layers_per_booster, int):
-        if layers_per_booster < 1:
-            raise ValueError(f"{allowed}, got {layers_per_booster!r}")
-        return min(layers_per_booster, num_layers)
-    if not 0 < layers_per_booster <= 1:
-        raise ValueError(f"{allowed}, got {layers_per_booster!r}")
-    return max(1, round(layers_per_booster * num_layers))
-
-
-def stream(
-    seed: int, booster_index: int, purpose: str, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Return a fresh generator that depends on its arguments alone; no global one is touched."""
-    digest = hashlib.blake2b(f"{seed}/{booster_index}/{purpose}".encode(), digest_size=8).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-def uniform(seed: int, booster_index: int, num_layers: int, layers_per_booster: int) -> list[int]:
-    """Draw layers uniformly without replacement.
-
-    References:
-        Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), "Random Layer
-        Selection".
-    """
-    order = torch.randperm(num_layers, generator=stream(seed, booster_index, "layers"))
-    return sorted(order[:layers_per_booster].tolist())
-
-
-def window(seed: int, booster_index: int, num_layers: int, layers_per_booster: int) -> list[int]:
-    """Draw neighbouring layers at a random place: the backward pass stops higher on average.
-
-    The outermost layers are drawn less often than the inner ones.
-    """
-    places = num_layers - layers_per_booster + 1
-    start = int(torch.randint(places, (), generator=stream(seed, booster_index, "layers")))
-    return list(range(start, start + layers_per_booster))
-
-
-def cyclic(seed: int, booster_index: int, num_layers: int, layers_per_booster: int) -> list[int]:
-    """Draw every layer once before any twice, in a new random order each time round.
-
-    The rounds are shuffles laid end to end. A booster may take the end of one round and the
-    beginning of the next; the next round then begins with layers the booster does not hold yet.
-    """
-    boosters = math.lcm(num_layers, layers_per_booster) // layers_per_booster
-    period, place = divmod(booster_index, boosters)
-    generator = stream(seed, period, "cycle")
-    order: list[int] = []
-    while len(order) < (place + 1) * layers_per_booster:
-        round_ = torch.randperm(num_layers, generator=generator).tolist()
-        held = set(order[len(order) - len(order) % layers_per_booster :])
-        lacking = (layers_per_booster - len(held)) if held else 0
-        front = [layer for layer in round_ if layer not in held][:lacking]
-        order += front + [layer for layer in round_ if layer not in front]
-    return sorted(order[place * layers_per_booster : (place + 1) * layers_per_booster])
-
-
-_SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "cyclic": cyclic, "window": window}
-
-
-def sampler(layer_sampler: str | Sampler) -> Sampler:
-    """Return the sampler of a name, or the callable given.
-
-    Raises:
-        TypeError: If it is neither a string nor callable.
-        ValueError: If the name is unknown.
-    """
-    if callable(layer_sampler):
-        return layer_sampler
-    allowed = f"layer_sampler must be one of {sorted(_SAMPLERS)} or a callable"
-    if not isinstance(layer_sampler, str):
-        raise TypeError(f"{allowed}, got {layer_sampler!r}")
-    if layer_sampler not in _SAMPLERS:
-        raise ValueError(f"{allowed}, got {layer_sampler!r}")
-    return _SAMPLERS[layer_sampler]
-
-
-def draw(
-    rule: Sampler, seed: int, booster_index: int, num_layers: int, layers_per_booster: int
-) -> list[int]:
-    """Return the sorted layers of booster t, checked: a user's sampler may answer anything.
-
-    Raises:
-        ValueError: If the answer is not ``layers_per_booster`` distinct indices below
-            ``num_layers``.
-    """
-    drawn = list(rule(seed, booster_index, num_layers, layers_per_booster))
-    valid = all(
-        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < num_layers for i in drawn
+    if isinstance(kappa, LossPolicy) and not isinstance(kappa, type):
+        return FromLoss(kappa)
+    if isinstance(kappa, Sequence) and not isinstance(kappa, str):
+        knots = tuple(positive_integer("kappa's knots", knot) for knot in kappa)
+        if not knots or any(a >= b for a, b in zip(knots, knots[1:], strict=False)):
+            raise ValueError(f"kappa's knots must be increasing steps, got {kappa!r}")
+        return Knots(knots)
+    a_class = isinstance(kappa, type)
+    if (callable(kappa) and not a_class) or (
+        isinstance(kappa, int) and not isinstance(kappa, bool)
+    ):
+        return Every(PerBooster(kappa, PositiveInteger("kappa")))
+    raise TypeError(
+        "kappa must be a positive integer, a callable of the booster's index, a sequence of knots, "
+        f"a policy such as LossPlateau, or None (one booster), got {kappa!r}"
     )
-    if not valid or len(set(drawn)) != layers_per_booster or len(drawn) != layers_per_booster:
-        raise ValueError(
-            f"layer_sampler must return {layers_per_booster} distinct integers in "
-            f"[0, {num_layers}), got {drawn!r} for booster {booster_index}"
-        )
-    return sorted(drawn)
-
-
-def constant_or_callable(
-    value: float | Callable[[int], float], name: str
-) -> Callable[[int], float]:
-    """Return shrinkage α_t as a function of the booster's index.
-
-    Raises:
-        TypeError: If ``value`` is neither a number nor callable.
-        ValueError: If a number is not finite and positive.
-    """
-    if callable(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"{name} must be a positive number or a callable of the booster's index, got {value!r}"
-        )
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
-    return Constant(float(value))
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The same value for every booster."""
+class BoosterPlan:
+    """The settings of one booster.
 
-    value: float
+    Attributes:
+        layers: Indices of the layers it draws, sorted.
+        r: Its rank.
+        s: Its scaling.
+        alpha: α_t, its shrinkage.
+    """
 
-    def __call__(self, booster_index: int) -> float:  # noqa: D102
-        return self.value
+    layers: list[int]
+    r: int
+    s: float
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of every booster, as pure functions of (seed, t).
+
+    Attributes:
+        seed: The run's seed.
+        num_layers: L, how many layers there are.
+        sampler: Draws them.
+        layers_per_booster: L_s.
+        r: The rank.
+        shrinkage: α_t of Eq. 8.
+        lora_alpha: Of the scaling s = lora_alpha / r.
+    """
+
+    seed: int
+    num_layers: int
+    sampler: Sampler
+    layers_per_booster: PerBooster[int | float | None]
+    r: PerBooster[int]
+    shrinkage: PerBooster[float]
+    lora_alpha: float | None
+
+    def booster(self, t: int) -> BoosterPlan:
+        """Return booster t's settings.
+
+        Raises:
+            ValueError: If a callable answers out of range, or with more than booster 0 has.
+        """
+        r, L_s = self.r(t), self._layers(self.layers_per_booster(t))
+        for name, value, most in (
+            ("r", r, self.most_r),
+            ("layers_per_booster", L_s, self.most_L_s),
+        ):
+            if value > most:
+                raise ValueError(
+                    f"{name} is {value} for booster {t}, more than the {most} room was made for; a "
+                    "callable must not exceed its value at 0, a sequence may grow"
+                )
+        layers = draw(self.sampler, self.seed, t, self.num_layers, L_s)
+        return BoosterPlan(layers, r, scaling(self.lora_alpha, r), self.shrinkage(t))
+
+    @property
+    def most_r(self) -> int:
+        """The highest rank room is made for."""
+        return max(self.r.values)
+
+    @property
+    def most_L_s(self) -> int:
+        """The largest number of layers room is made for."""
+        return max(self._layers(value) for value in self.layers_per_booster.values)
+
+    def _layers(self, value: int | float | None) -> int:
+        if value is None:
+            return self.num_layers
+        if isinstance(value, int):
+            return min(value, self.num_layers)
+        return max(1, round(value * self.num_layers))
+
+
+def layers_share(value: int | float | None) -> int | float | None:
+    """Return a valid ``layers_per_booster``: an integer ≥ 1, a share in (0, 1] or None."""
+    allowed = "layers_per_booster must be a positive integer, a float in (0, 1] or None (all)"
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{allowed}, got {value!r}")
+    if value <= 0 or (isinstance(value, float) and not value <= 1):
+        raise ValueError(f"{allowed}, got {value!r}")
+    return value
+
+
+def valid_shrinkage(value: float) -> float:
+    """Return a valid α_t: a finite number > 0."""
+    return finite_positive("shrinkage", value)
+
+
+@dataclass(frozen=True)
+class PositiveInteger:
+    """Checks that a setting is a positive integer; a class, for functions do not pickle."""
+
+    name: str
+
+    def __call__(self, value: int) -> int:
+        return positive_integer(self.name, value)

@@ -6,9 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from torch_xgb.targets import Layer
-
-__all__ = ["check_rank", "non_negative", "one_of", "probability", "seed_in_range"]
+__all__ = [
+    "finite_positive",
+    "natural",
+    "non_negative",
+    "number",
+    "one_of",
+    "positive_integer",
+    "probability",
+    "seed_in_range",
+]
 
 T = TypeVar("T")
 
@@ -36,23 +43,40 @@ def probability(name: str, value: float) -> float:
     return value
 
 
+def finite_positive(name: str, value: float) -> float:
+    """Return a finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a positive number, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)
+
+
+def positive_integer(name: str, value: object) -> int:
+    """Return an integer ≥ 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def natural(name: str, value: object) -> int:
+    """Return an integer ≥ 0."""
+    return 0 if value == 0 and not isinstance(value, bool) else positive_integer(name, value)
+
+
+def number(name: str, value: float) -> float:
+    """Return a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
 def seed_in_range(seed: int) -> int:
     """Return an integer seed."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}")
     return seed
-
-
-def check_rank(r: int, layers: Sequence[Layer]) -> None:
-    """Refuse a rank that is no positive integer, or larger than some weight's smaller side."""
-    if isinstance(r, bool) or not isinstance(r, int):
-        raise TypeError(f"r must be a positive integer, got {r!r}")
-    if r < 1:
-        raise ValueError(f"r must be a positive integer, got {r!r}")
-    narrow = [(t.name, t.shape) for layer in layers for t in layer.targets if r > min(t.shape)]
-    if narrow:
-        name, shape = narrow[0]
-        raise ValueError(
-            f"r={r} is larger than the smaller side of {len(narrow)} weights, first {name!r} of "
-            f"shape {shape}; choose a smaller r or leave them out with exclude_modules"
-        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_xgb.blocks import find_blocks
 
-__all__ = ["Layer", "Target", "is_linear", "select_layers"]
+__all__ = ["Layer", "Target", "Weight", "check_rank", "is_linear", "select_layers"]
 
 Names = str | Sequence[str]
 Matches = Callable[[str], bool]
@@ -22,36 +22,70 @@ _NEVER_CALLED = nn.MultiheadAttention  # reads out_proj.weight and never calls o
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """A weight that may get a pair.
+class Weight:
+    """A Parameter that is merged into: a linear map's weight, or its bias.
 
     Attributes:
-        name: The module's dotted name in the model.
-        modules: The modules holding the weight: one, or several when it is tied among linear maps.
-        transposed: Whether the weight is stored (in, out), as in transformers' ``Conv1D``.
+        name: Its dotted name in the model, e.g. ``"encoder.layer.3.output.dense.weight"``.
+        modules: The modules holding it: one, or several when it is tied among linear maps.
+        attribute: "weight" or "bias".
+        transposed: Whether it is stored (in, out), as in transformers' ``Conv1D``.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
-    transposed: bool
+    attribute: str
+    transposed: bool = False
 
     @property
-    def weight(self) -> nn.Parameter:
+    def parameter(self) -> nn.Parameter:
         """The stored Parameter, looked up anew: ``load_state_dict(assign=True)`` replaces it."""
-        weight = self.modules[0].weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.modules[0].get_parameter(self.attribute)
 
     @property
-    def W(self) -> Tensor:
-        """The weight as a matrix of shape (out, in), sharing the Parameter's memory."""
-        return self.weight.detach().T if self.transposed else self.weight.detach()
+    def matrix(self) -> Tensor:
+        """W of shape (out, in), or a bias as a column (out, 1), sharing the Parameter's memory."""
+        stored = self.parameter.detach()
+        if stored.ndim == 1:
+            return stored.unsqueeze(1)
+        return stored.T if self.transposed else stored
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """Return a matrix of this one's shape laid out as the Parameter is."""
+        if self.attribute == "bias":
+            return matrix.squeeze(1)
+        return matrix.T.contiguous() if self.transposed else matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A linear map whose weight may get a pair.
+
+    Attributes:
+        name: The module's dotted name in the model.
+        weight: Its weight.
+        biases: Its bias, if it has one; of a weight tied among linear maps, theirs all.
+    """
+
+    name: str
+    weight: Weight
+    biases: tuple[Weight, ...]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that apply the weight."""
+        return self.weight.modules
+
+    @property
+    def biased(self) -> bool:
+        """Whether every one of them adds a bias."""
+        return len(self.biases) == len(self.modules)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
-        rows, columns = self.weight.shape
-        return (columns, rows) if self.transposed else (rows, columns)
+        rows, columns = self.weight.matrix.shape
+        return rows, columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +142,21 @@ def select_layers(
     if not targets:
         raise ValueError(_nothing_found(target_modules, exclude_modules, candidates))
     return _group(targets, owner)
+
+
+def check_rank(r: int, layers: Sequence[Layer]) -> None:
+    """Refuse a rank larger than some weight's smaller side.
+
+    Raises:
+        ValueError: If it is, with the weights' number and the first one's name.
+    """
+    narrow = [(t.name, t.shape) for layer in layers for t in layer.targets if r > min(t.shape)]
+    if narrow:
+        name, shape = narrow[0]
+        raise ValueError(
+            f"r={r} is larger than the smaller side of {len(narrow)} weights, first {name!r} of "
+            f"shape {shape}; choose a smaller r or leave them out with exclude_modules"
+        )
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -172,8 +221,18 @@ def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) ->
                 f"{name}.weight is tied to {strangers[0]!r}, which is not a target: a merge would "
                 "change both. Leave it out with exclude_modules, or untie the weights"
             )
-        targets.append(Target(name, tuple(m for _, m in holders[id(weight)]), _is_conv1d(module)))
+        targets.append(_target(name, holders[id(weight)]))
     return targets
+
+
+def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:
+    modules = tuple(module for _, module in holders)
+    biases = tuple(
+        Weight(f"{holder}.bias", (module,), "bias")
+        for holder, module in holders
+        if module._parameters.get("bias") is not None
+    )
+    return Target(name, Weight(f"{name}.weight", modules, "weight", _is_conv1d(modules[0])), biases)
 
 
 def _group(targets: list[Target], owner: dict[int, str]) -> list[Layer]:

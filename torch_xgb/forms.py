@@ -1,0 +1,149 @@
+"""The two forms of a low-rank pair: LoRA, which edits a weight, and DiReFT, which edits an output.
+
+One algorithm trains both (MeFT). They differ in where the pair stands in the forward pass and in
+the update it makes of a weight, always a product ``scale·left·right`` of rank ≤ r.
+
+Factors of a target, always A, B and perhaps b; B and b begin at zero, so a fresh pair changes
+nothing:
+    LoRA     A (r, in)   B (out, r)   b (out,)    y = W x + c  →  y + s·B A x + b
+    DiReFT   A (r, out)  B (out, r)   b (r,)      y = W x + c  →  y + s·B (A y + b)
+
+References:
+    LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), Eq. 3.
+    Chain of LoRA (Xia et al., 2024), section 4: a trainable bias beside the pair.
+    MeFT: DiReFT h + U₂ᵀ(U₁ h + b) with A = U₁ and B = U₂ᵀ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torch_xgb.lowrank import add_low_rank, edit_low_rank
+from torch_xgb.targets import Target, Weight
+
+__all__ = ["DiReFT", "Form", "LoRA", "Update", "form"]
+
+Size = tuple[int, ...]
+Factors = Sequence[Tensor]
+Update = tuple[Tensor, Tensor, float]  # left (out, r), right (r, in), scale
+
+
+class Form(Protocol):
+    """What a pair is, does and becomes."""
+
+    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:
+        """Return the shapes of a target's factors."""
+
+    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:
+        """Return the part of the factors that a rank below their own uses."""
+
+    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:
+        """Return the output with the pair's share; may write into ``y``."""
+
+    def weights(self, target: Target) -> tuple[Weight, ...]:
+        """Return the weights a merge changes."""
+
+    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:
+        """Return the product that turns M, the weight's matrix, into the merged one."""
+
+    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:
+        """Return the product that turns the merged matrix M back."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """y + s·B A x, merged as W + s·B A.
+
+    Attributes:
+        bias: Whether a linear map with a bias gets a trainable b beside the pair, merged as c + b.
+    """
+
+    bias: bool = False
+
+    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:  # noqa: D102
+        rows, columns = target.shape
+        pair: tuple[Size, ...] = ((r, columns), (rows, r))
+        return (*pair, (rows,)) if self.bias and target.biased else pair
+
+    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:  # noqa: D102
+        A, B, *b = factors
+        return (A, B, *b) if len(A) == r else (A[:r], B[:, :r], *b)
+
+    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:  # noqa: D102
+        A, B, *b = factors
+        y = add_low_rank(y, x, A, B, s)
+        return y.add_(b[0].to(y.dtype)) if b else y
+
+    def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
+        biased = self.bias and target.biased
+        return (target.weight, *target.biases) if biased else (target.weight,)
+
+    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+        A, B, *b = factors
+        if weight.attribute == "weight":
+            return B, A, s
+        return b[0].unsqueeze(1), torch.ones_like(b[0][:1]).unsqueeze(1), 1.0
+
+    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+        left, right, scale = self.update(weight, M, factors, s)
+        return left, right, -scale
+
+
+@dataclass(frozen=True)
+class DiReFT:
+    """y + s·B (A y + b), merged as W + s·B (A W) and c + s·B (A c + b).
+
+    A linear map without bias gets no b: its bias would be a new key in every checkpoint.
+    """
+
+    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:  # noqa: D102
+        rows, _ = target.shape
+        pair: tuple[Size, ...] = ((r, rows), (rows, r))
+        return (*pair, (r,)) if target.biased else pair
+
+    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:  # noqa: D102
+        A, B, *b = factors
+        return (A, B, *b) if len(A) == r else (A[:r], B[:, :r], *(part[:r] for part in b))
+
+    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:  # noqa: D102
+        A, B, *b = factors
+        return edit_low_rank(y, A, B, b[0] if b else None, s)
+
+    def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
+        return (target.weight, *target.biases)
+
+    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+        return factors[1], self._inner(weight, M, factors), s
+
+    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+        # With u = A W (+ b) and W' = W + s·B u, A W' (+ b) = (I + s·A B) u.
+        A, B, *_ = factors
+        inner = torch.eye(len(A), dtype=A.dtype, device=A.device) + s * (A @ B)
+        return B, torch.linalg.solve(inner, self._inner(weight, M, factors)), -s
+
+    def _inner(self, weight: Weight, M: Tensor, factors: Factors) -> Tensor:
+        A, _, *b = factors
+        u = A @ M.to(A)
+        return u + b[0].unsqueeze(1) if b and weight.attribute == "bias" else u
+
+
+def form(adapter: str, bias: str) -> Form:
+    """Return the form of an adapter's name.
+
+    Raises:
+        ValueError: If the adapter or the bias is unknown, or does not go with the other.
+    """
+    if bias not in ("none", "targets"):
+        raise ValueError(f"bias must be 'none' or 'targets', got {bias!r}")
+    if adapter == "lora":
+        return LoRA(bias == "targets")
+    if adapter != "direft":
+        raise ValueError(f"adapter must be 'lora' or 'direft', got {adapter!r}")
+    if bias != "none":
+        raise ValueError("bias='targets' goes with adapter='lora'; a DiReFT pair has its own bias")
+    return DiReFT()

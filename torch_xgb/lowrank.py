@@ -118,7 +118,8 @@ class _AddLowRank(torch.autograd.Function):
         with _as_given(g):
             rows = _rows(g)
             gB = (rows @ B.to(g)).mul_(ctx.s).to(x.dtype)
-            dx = (gB @ A.to(x)).view_as(x) if needs_x else None
+            # Of x's shape without a view: autograd adds further gradients of x into it in place.
+            dx = torch.matmul(gB.view(*x.shape[:-1], gB.shape[-1]), A.to(x)) if needs_x else None
             dA = (gB.T @ _rows(x)).to(A) if needs_A else None
             dB = (rows.T @ h.to(g.dtype)).to(B).mul_(ctx.s) if needs_B else None
         return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None

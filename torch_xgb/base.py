@@ -38,9 +38,8 @@ def build(
             "optimizer_class must be an optimizer's class (e.g. torch.optim.AdamW) or a callable "
             f"that takes parameters and returns an optimizer, got {optimizer_class!r}"
         )
-    for refused, why in _REFUSED.items():
-        if inspect.isclass(optimizer_class) and issubclass(optimizer_class, refused):
-            raise ValueError(f"{refused.__name__} cannot train boosters: {why}")
+    if inspect.isclass(optimizer_class):
+        _refuse(optimizer_class)
     groups: list[dict[str, Any]] = [{"params": list(factors)}]
     if saved:
         groups.append({"params": list(saved)})
@@ -49,6 +48,7 @@ def build(
         raise TypeError(
             f"optimizer_class must make a torch.optim.Optimizer, got {type(base).__name__}"
         )
+    _refuse(type(base))
     given, kept = (
         [[id(p) for p in group["params"]] for group in gs] for gs in (groups, base.param_groups)
     )
@@ -57,6 +57,12 @@ def build(
             f"{type(base).__name__} rearranges its param_groups; it must keep the groups given"
         )
     return base
+
+
+def _refuse(optimizer_class: type) -> None:
+    for refused, why in _REFUSED.items():
+        if issubclass(optimizer_class, refused):
+            raise ValueError(f"{refused.__name__} cannot train boosters: {why}")
 
 
 class FreshStart:

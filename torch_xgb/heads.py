@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -25,8 +25,10 @@ def select_saved(model: nn.Module, modules_to_save: Sequence[str] | None) -> dic
     heads = find_heads(model)
     if modules_to_save is None:
         return heads
-    if isinstance(modules_to_save, str) or not all(
-        isinstance(name, str) for name in modules_to_save
+    if (
+        isinstance(modules_to_save, str)
+        or not isinstance(modules_to_save, Iterable)
+        or not all(isinstance(name, str) for name in modules_to_save)
     ):
         raise TypeError(f"modules_to_save must be a list of module names, got {modules_to_save!r}")
     saved: dict[str, nn.Module] = {}

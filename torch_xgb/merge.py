@@ -40,7 +40,7 @@ class Merger:
         residuals: Per weight, of its stored shape and dtype, appearing at its first merge.
 
     Raises:
-        ValueError: If ``precision`` is unknown.
+        ValueError: If ``precision`` or the device is unknown.
     """
 
     precision: str
@@ -54,7 +54,13 @@ class Merger:
                 f"merge_precision must be one of {list(MERGE_PRECISIONS)}, got {self.precision!r}"
             )
         if self.residual_device is not None:
-            self.residual_device = torch.device(self.residual_device)
+            try:
+                self.residual_device = torch.device(self.residual_device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(
+                    f"residual_device must be a device such as 'cpu' or None (beside the weights), "
+                    f"got {self.residual_device!r}"
+                ) from error
 
     @torch.no_grad()
     def merge(

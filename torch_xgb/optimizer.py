@@ -36,7 +36,7 @@ from torch_xgb.schedule import (
     layers_share,
     valid_shrinkage,
 )
-from torch_xgb.settings import non_negative, probability, seed_in_range
+from torch_xgb.settings import finite_positive, probability, seed_in_range
 from torch_xgb.targets import check_rank, select_layers
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
@@ -163,7 +163,7 @@ class BoostedLowRankOptimizer(Optimizer):
             PerBooster(layers_per_booster, layers_share),
             PerBooster(r, PositiveInteger("r")),
             PerBooster(shrinkage, valid_shrinkage),
-            None if lora_alpha is None else non_negative("lora_alpha", lora_alpha),
+            None if lora_alpha is None else finite_positive("lora_alpha", lora_alpha),
         )
         check_rank(self._plan.most_r, layers)
         first = self._plan.booster(0)

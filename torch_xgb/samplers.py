@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -167,7 +167,8 @@ def draw(
         ValueError: If the answer is not ``layers_per_booster`` distinct indices below
             ``num_layers``.
     """
-    drawn = list(rule(seed, booster_index, num_layers, layers_per_booster))
+    answer = rule(seed, booster_index, num_layers, layers_per_booster)
+    drawn = list(answer) if isinstance(answer, Iterable) else [answer]
     valid = all(
         isinstance(i, int) and not isinstance(i, bool) and 0 <= i < num_layers for i in drawn
     )

@@ -1,0 +1,202 @@
+"""The Hugging Face Trainer: a factory it calls with the model, and a callback.
+
+Example:
+    trainer = Trainer(
+        model, args, train_dataset=data,
+        optimizer_cls_and_kwargs=(BoostedFactory, {"r": 1, "kappa": 8, "lr": 1e-3}),
+    )
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from torch_xgb import BoostedLowRankOptimizer, MergeReport
+
+__all__ = ["BoostedFactory", "BoostingCallback"]
+
+
+class BoostedFactory:
+    """Builds the optimizer where the Trainer does, from the Trainer's own model.
+
+    The Trainer's ``learning_rate`` does not reach a factory: give ``lr`` among the keyword
+    arguments.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        base: str | Callable[..., Optimizer] = AdamW,
+        **kwargs: Any,
+    ) -> BoostedLowRankOptimizer:
+        """Return a BoostedLowRankOptimizer.
+
+        Args:
+            model: The Trainer's model.
+            base: The base optimizer, or the name of one of ``torch.optim``.
+            **kwargs: For BoostedLowRankOptimizer and the base.
+
+        Raises:
+            ValueError: If ``torch.optim`` has no optimizer of that name.
+        """
+        if isinstance(base, str):
+            found = getattr(torch.optim, base, None)
+            if not (isinstance(found, type) and issubclass(found, Optimizer)):
+                raise ValueError(f"base must name an optimizer of torch.optim, got {base!r}")
+            base = found
+        return BoostedLowRankOptimizer(base, model, **kwargs)
+
+
+class BoostingCallback(TrainerCallback):
+    """Logs the boosting, shows the loss to a policy, stops early, and finalizes at the end.
+
+    Logged, wherever the Trainer reports to: ``booster/index``, ``booster/layers`` and
+    ``booster/update_norm`` (‖ΔW‖_F over all targets) of the last merged booster.
+
+    Args:
+        trainer: The Trainer; without it, the values only join the Trainer's own log records.
+        early_stopping_rounds: Stop after so many evaluations without a better score, as XGBoost
+            does. Needs ``record=`` on the optimizer.
+        metric: The evaluation's metric that scores a booster.
+        greater_is_better: Its direction.
+        finalize: Whether to make the model plain at the end of training.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer | None = None,
+        *,
+        early_stopping_rounds: int | None = None,
+        metric: str = "eval_loss",
+        greater_is_better: bool = False,
+        finalize: bool = True,
+    ) -> None:
+        self.trainer = trainer
+        self.early_stopping_rounds = early_stopping_rounds
+        self.metric = metric
+        self.sign = 1 if greater_is_better else -1
+        self.finalize = finalize
+        self._last: MergeReport | None = None
+        self._losses: list[Tensor] = []
+        self._handles: list[Any] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to listen.
+
+        Raises:
+            RuntimeError: If the Trainer does not use a BoostedLowRankOptimizer: it silently drops
+                ``optimizers=`` under some backends.
+        """
+        optimizer = _boosted(kwargs.get("optimizer"))
+        self._handles.append(optimizer.on_merge(self._remember))
+        hook = optimizer.model.register_forward_hook(self._keep_loss)
+        self._handles.append(hook)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the mean loss of the accumulated batches to the policy, if there is one."""
+        if self._losses:
+            _boosted(kwargs["optimizer"]).observe(torch.stack(self._losses).mean())
+        self._losses = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Stop when the policy says that boosters no longer help."""
+        if _boosted(kwargs["optimizer"]).converged:
+            control.should_training_stop = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add what is known of the last merged booster."""
+        if self._last is None or logs is None or "booster/index" in logs or "loss" not in logs:
+            return
+        values = {
+            "booster/index": self._last.booster_index,
+            "booster/layers": " ".join(self._last.layers),
+            "booster/update_norm": sum(n**2 for n in self._last.update_norm.values()) ** 0.5,
+        }
+        if self.trainer is not None:
+            self.trainer.log(values)
+        else:
+            logs.update(values)
+            state.log_history[-1].update(values)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Score the last merged booster; stop early if asked to.
+
+        Raises:
+            RuntimeError: If early stopping is asked for and the optimizer keeps no ledger.
+            ValueError: If the evaluation has no such metric.
+        """
+        if kwargs.get("optimizer") is None:  # evaluated before any training
+            return control
+        chain = _boosted(kwargs["optimizer"]).chain
+        if chain is None and self.early_stopping_rounds is not None:
+            raise RuntimeError("early_stopping_rounds needs a ledger: give the optimizer record=")
+        if chain is None or not len(chain):
+            return control
+        if self.metric not in (metrics or {}):
+            raise ValueError(f"no metric {self.metric!r} among {sorted(metrics or {})}")
+        chain.score(len(chain) - 1, self.sign * (metrics or {})[self.metric])
+        rounds = self.early_stopping_rounds
+        if rounds is not None and chain.should_stop(rounds):
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop listening; make the model plain."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._losses = [], []
+        if self.finalize:
+            _boosted(kwargs.get("optimizer")).finalize()
+
+    def _remember(self, report: MergeReport) -> None:
+        self._last = report
+
+    def _keep_loss(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        loss = output.get("loss") if isinstance(output, dict) else None
+        if module.training and isinstance(loss, Tensor):
+            self._losses.append(loss.detach())
+
+
+def _boosted(optimizer: object) -> BoostedLowRankOptimizer:
+    """Return our optimizer, out of whatever the Trainer wrapped it in."""
+    while not isinstance(optimizer, BoostedLowRankOptimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise RuntimeError(
+                f"the Trainer trains with {type(optimizer).__name__}, not with a "
+                "BoostedLowRankOptimizer: optimizers=(…) is not honoured by every backend; pass "
+                "optimizer_cls_and_kwargs=(BoostedFactory, {…}) instead"
+            )
+        optimizer = inner
+    return optimizer

@@ -75,4 +75,6 @@ def _is_quantised(module: nn.Module) -> bool:
     if any(hasattr(module, name) for name in ("qweight", "W_q")):
         return True
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex())
+    if not isinstance(weight, Tensor) or weight.is_complex():
+        return False
+    return not weight.is_floating_point() or weight.element_size() < 2

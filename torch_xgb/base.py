@@ -89,7 +89,8 @@ class FreshStart:
         before = _scalars(base.param_groups[0])
         result = step()
         after = _scalars(base.param_groups[0])
-        self._counters |= {key for key in after if key not in before or after[key] != before[key]}
+        changed = {key for key in after if key not in before or after[key] != before[key]}
+        self._counters |= changed - {"lr"}  # a closure may set the rate; no class counts in it
         return result
 
     def apply(self, base: Optimizer) -> None:

@@ -147,7 +147,10 @@ class Booster:
             factor.zero_()
         views: list[Tensor] = [adapter.factors[0] for adapter in self.active]
         noise = torch.rand(
-            sum(A.numel() for A in views), generator=generator, dtype=factors[0].dtype
+            sum(A.numel() for A in views),
+            generator=generator,
+            device=generator.device,
+            dtype=factors[0].dtype,
         )
         noise.mul_(2).sub_(1)
         for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):

@@ -36,7 +36,7 @@ from torch_xgb.schedule import (
     layers_share,
     valid_shrinkage,
 )
-from torch_xgb.settings import finite_positive, probability, seed_in_range
+from torch_xgb.settings import finite_positive, integer, probability
 from torch_xgb.targets import check_rank, select_layers
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
@@ -157,7 +157,7 @@ class BoostedLowRankOptimizer(Optimizer):
         self._ends = boundary(kappa)
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
         self._plan = Plan(
-            seed_in_range(seed),
+            seed := integer("seed", seed),
             len(layers),
             sampler(layer_sampler),
             PerBooster(layers_per_booster, layers_share),

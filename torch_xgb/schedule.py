@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Generic, Protocol, TypeVar
 
 from torch_xgb.knots import LossPolicy
@@ -152,7 +153,7 @@ def boundary(kappa: object) -> Boundary:
         return Knots(knots)
     a_class = isinstance(kappa, type)
     if (callable(kappa) and not a_class) or (
-        isinstance(kappa, int) and not isinstance(kappa, bool)
+        isinstance(kappa, Integral) and not isinstance(kappa, bool)
     ):
         return Every(PerBooster(kappa, PositiveInteger("kappa")))
     raise TypeError(
@@ -242,9 +243,10 @@ def layers_share(value: int | float | None) -> int | float | None:
     allowed = "layers_per_booster must be a positive integer, a float in (0, 1] or None (all)"
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{allowed}, got {value!r}")
-    if value <= 0 or (isinstance(value, float) and not value <= 1):
+    value = int(value) if isinstance(value, Integral) else float(value)
+    if not value > 0 or (isinstance(value, float) and value > 1):
         raise ValueError(f"{allowed}, got {value!r}")
     return value
 

@@ -146,12 +146,8 @@ class Booster:
         for factor in factors:
             factor.zero_()
         views: list[Tensor] = [adapter.factors[0] for adapter in self.active]
-        noise = torch.rand(
-            sum(A.numel() for A in views),
-            generator=generator,
-            device=generator.device,
-            dtype=factors[0].dtype,
-        )
+        size, where = sum(A.numel() for A in views), generator.device
+        noise = torch.rand(size, generator=generator, device=where, dtype=factors[0].dtype)
         noise.mul_(2).sub_(1)
         for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):
             values.mul_(kaiming_bound(A.shape[1]))

@@ -6,6 +6,7 @@ import copy
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "kappa": _plain(kappa),
             "layers_per_booster": self._plan.layers_per_booster.plain,
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
-            "lora_alpha": lora_alpha,
+            "lora_alpha": self._plan.lora_alpha,
             "merge_precision": merge_precision,
             "modules_to_save": sorted(saved),
             "seed": seed,
@@ -502,9 +503,11 @@ class _Skipped(Exception):
 
 
 def _plain(kappa: object) -> object:
-    if kappa is None or isinstance(kappa, int):
-        return kappa
-    return list(kappa) if isinstance(kappa, Sequence) else type(kappa).__name__
+    if kappa is None or isinstance(kappa, Integral):
+        return None if kappa is None else int(kappa)
+    if isinstance(kappa, Sequence):
+        return [int(knot) for knot in kappa]
+    return type(kappa).__name__
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from torch_xgb.knots import LossPolicy
 from torch_xgb.lowrank import scaling
 from torch_xgb.samplers import Sampler, draw
-from torch_xgb.settings import finite_positive, positive_integer
+from torch_xgb.settings import finite_positive, integer, positive_integer
 
 __all__ = ["Boundary", "Every", "Knots", "Never", "PerBooster", "Plan", "Progress", "boundary"]
 
@@ -79,7 +79,7 @@ class PerBooster(Generic[T]):
         """What of it goes into a checkpoint."""
         if callable(self.given):
             return "callable"
-        return list(self.given) if isinstance(self.given, Sequence) else self.given
+        return self.values if isinstance(self.given, Sequence) else self(0)
 
 
 class Boundary(Protocol):
@@ -151,15 +151,15 @@ def boundary(kappa: object) -> Boundary:
         if not knots or any(a >= b for a, b in zip(knots, knots[1:], strict=False)):
             raise ValueError(f"kappa's knots must be increasing steps, got {kappa!r}")
         return Knots(knots)
-    a_class = isinstance(kappa, type)
-    if (callable(kappa) and not a_class) or (
-        isinstance(kappa, Integral) and not isinstance(kappa, bool)
-    ):
+    if callable(kappa) and not isinstance(kappa, type):
         return Every(PerBooster(kappa, PositiveInteger("kappa")))
-    raise TypeError(
-        "kappa must be a positive integer, a callable of the booster's index, a sequence of knots, "
-        f"a policy such as LossPlateau, or None (one booster), got {kappa!r}"
+    steps = integer(
+        "kappa",
+        kappa,
+        "a positive integer, a callable of the booster's index, a sequence of knots, a policy such "
+        "as LossPlateau, or None (one booster)",
     )
+    return Every(PerBooster(steps, PositiveInteger("kappa")))
 
 
 @dataclass(frozen=True)
@@ -238,17 +238,17 @@ class Plan:
         return max(1, round(value * self.num_layers))
 
 
-def layers_share(value: int | float | None) -> int | float | None:
+def layers_share(value: object) -> int | float | None:
     """Return a valid ``layers_per_booster``: an integer ≥ 1, a share in (0, 1] or None."""
     allowed = "layers_per_booster must be a positive integer, a float in (0, 1] or None (all)"
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{allowed}, got {value!r}")
-    value = int(value) if isinstance(value, Integral) else float(value)
-    if not value > 0 or (isinstance(value, float) and value > 1):
+    given = int(value) if isinstance(value, Integral) else float(value)
+    if not given > 0 or (isinstance(given, float) and given > 1):
         raise ValueError(f"{allowed}, got {value!r}")
-    return value
+    return given
 
 
 def valid_shrinkage(value: float) -> float:

@@ -450,9 +450,8 @@ class BoostedLowRankOptimizer(Optimizer):
             )
         own = frobenius_norms([pairs[0][1] for pairs in updates.values()])
         lost = {
-            weight.name: self._merger.merge(weight, *update, t)
-            for pairs in updates.values()
-            for weight, update in pairs
+            name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
+            for name, pairs in updates.items()
         }
         return MergeReport(
             booster_index=t,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from torch_xgb.knots import LossPolicy
 from torch_xgb.lowrank import scaling
@@ -53,33 +53,39 @@ class PerBooster(Generic[T]):
     check: Callable[[T], T]
 
     def __post_init__(self) -> None:
-        if isinstance(self.given, Sequence):
-            if isinstance(self.given, str) or not self.given:
-                raise ValueError(f"a schedule needs at least one value, got {self.given!r}")
-            for value in self.given:
-                self.check(value)
-        else:
+        listed = self._listed
+        if listed is None:
             self(0)
+        elif not listed:
+            raise ValueError(f"a schedule needs at least one value, got {self.given!r}")
+        else:
+            for value in listed:
+                self.check(value)
 
     def __call__(self, t: int) -> T:
         """Return booster t's value."""
-        if isinstance(self.given, Sequence):
-            return self.check(self.given[min(t, len(self.given) - 1)])
-        return self.check(self.given(t) if callable(self.given) else self.given)
+        listed = self._listed
+        if listed is not None:
+            return self.check(listed[min(t, len(listed) - 1)])
+        return self.check(self.given(t) if callable(self.given) else cast("T", self.given))
 
     @property
     def values(self) -> list[T]:
         """Every value a sequence holds; of a callable, booster 0's."""
-        return (
-            [self.check(v) for v in self.given] if isinstance(self.given, Sequence) else [self(0)]
-        )
+        listed = self._listed
+        return [self(0)] if listed is None else [self.check(value) for value in listed]
 
     @property
     def plain(self) -> object:
         """What of it goes into a checkpoint."""
         if callable(self.given):
             return "callable"
-        return self.values if isinstance(self.given, Sequence) else self(0)
+        return self(0) if self._listed is None else self.values
+
+    @property
+    def _listed(self) -> Sequence[T] | None:
+        listed = isinstance(self.given, Sequence) and not isinstance(self.given, str)
+        return cast("Sequence[T]", self.given) if listed else None
 
 
 class Boundary(Protocol):

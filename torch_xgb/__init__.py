@@ -1,9 +1,17 @@
 """XGBLoRA: fine-tuning as gradient boosting with rank-1 LoRA boosters, as one line in a loop."""
 
 from torch_xgb.knots import LossPlateau
+from torch_xgb.ledger import Chain
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
 from torch_xgb.samplers import Weighted
 
-__all__ = ["BoostedLowRankOptimizer", "LossPlateau", "MergeReport", "Weighted", "__version__"]
+__all__ = [
+    "BoostedLowRankOptimizer",
+    "Chain",
+    "LossPlateau",
+    "MergeReport",
+    "Weighted",
+    "__version__",
+]
 
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ import copy
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
 from torch_xgb.heads import select_saved
 from torch_xgb.knots import LossPolicy, mean_over_ranks
+from torch_xgb.ledger import Chain
 from torch_xgb.lowrank import frobenius_norms
 from torch_xgb.merge import Merger
 from torch_xgb.rates import RateFactors, scaled_lr
+from torch_xgb.recorder import recorder
 from torch_xgb.report import Listeners, MergeReport
 from torch_xgb.resume import Pending
 from torch_xgb.samplers import Sampler, sampler, stream
@@ -63,10 +66,13 @@ class BoostedLowRankOptimizer(Optimizer):
             SparseAdam are refused.
         model: Adapted in place. Its blocks are found by structure; of a model without repeated
             blocks, each linear map is a layer of its own.
-        r: The boosters' rank.
-        kappa: κ, steps per booster; None trains one booster until ``finalize()`` merges it (LoRA).
+        r: The boosters' rank: a number, one per booster (the last goes on), or a callable of t. A
+            smaller rank uses a part of the same Parameters.
+        kappa: κ, steps per booster: a number, a callable of t, increasing knots τ₁ < τ₂ < … in steps
+            of the whole run (COLA), a policy that watches the loss such as ``LossPlateau``, or None:
+            one booster, merged by ``finalize()`` (LoRA).
         layers_per_booster: L_s, how many blocks a booster draws: a number (capped at all), a share
-            in (0, 1] as a float, or None for every block.
+            in (0, 1] as a float, None for every block, or a sequence or callable of these.
         target_modules: PEFT's grammar: "all-linear" (every linear map inside the blocks), a list of
             names or name suffixes, or a regular expression for whole names. A match outside the
             blocks becomes a layer.
@@ -75,23 +81,29 @@ class BoostedLowRankOptimizer(Optimizer):
             finds the new task head of a transformers model, [] trains none.
         lora_alpha: The scaling is s = lora_alpha / r, or 1 with None.
         lora_dropout: Probability of dropping an input of A in training.
-        adapter: "lora".
-        shrinkage: α_t, a number or a function of t.
+        adapter: "lora" edits weights, "direft" outputs: y + s·B(A y + b), merged exactly (MeFT).
+        bias: "targets" trains a bias beside the pair wherever a linear map has one (COLA), "none"
+            none. A DiReFT pair has its own.
+        shrinkage: α_t: a number, a sequence, or a callable of t.
         factor_l2: λ of Eq. 7; 2λ times the factor is added to its gradient at each step, after any
             clipping.
         layer_sampler: "uniform" (the paper), "cyclic" (every block once before any twice), "window"
-            (neighbours), or ``(seed, t, num_layers, layers_per_booster) -> indices``.
+            (neighbours), "least-used", ``Weighted(odds)``, or any callable
+            ``(seed, t, num_layers, layers_per_booster) -> indices``.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
-            merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for the
-            others.
+            merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
+        rewarmup_steps: The factors' learning rate rises over so many steps of every booster but the
+            first, on top of any scheduler.
+        rank_lr_exponent: e of a factor (r_t / r_0)^e on it; MeFT's η ∝ r^(−1/4) is −0.25.
         nonfinite: A NaN or infinite gradient raises a RuntimeError ("error"), or skips the step,
             which then does not count ("skip").
         unused: A drawn factor without gradient raises a RuntimeError ("error") or is left as it is
             ("skip"), as models need that route batches past some of their blocks (mixtures of
             experts, layer dropping).
-        record: None.
+        record: Keep the ledger of boosters, ``chain``: in memory with True, or in a folder's path
+            (needs safetensors).
         seed: Of draws, initial factors and stochastic rounding, each a pure function of (seed, t).
         **optimizer_kwargs: For the base, e.g. ``lr``.
 
@@ -203,6 +215,16 @@ class BoostedLowRankOptimizer(Optimizer):
         super().__init__(self.base.param_groups, self.base.defaults)
         # Optimizer.__init__ empties it, and Adagrad fills it at construction.
         self.base.state = state
+        self._recorder = recorder(
+            record,
+            inner,
+            layers,
+            self._booster.form,
+            saved,
+            adapter=adapter,
+            precision=merge_precision,
+            seed=seed,
+        )
         self._booster.attach(inner, saved.values())
         self._pending.attach()
         self._begin(Progress(), first)
@@ -266,9 +288,9 @@ class BoostedLowRankOptimizer(Optimizer):
         return {t.name: layer.name for layer in self._booster.layers for t in layer.targets}
 
     @property
-    def chain(self) -> None:
-        """The ledger of boosters: none is kept."""
-        return None
+    def chain(self) -> Chain | None:
+        """The ledger of the boosters merged so far, if ``record`` asked for one."""
+        return None if self._recorder is None else self._recorder.chain
 
     def on_merge(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
         """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""
@@ -288,6 +310,8 @@ class BoostedLowRankOptimizer(Optimizer):
                 is not finite, in which case nothing is changed.
         """
         self._require_attached("step()")
+        if self._recorder is not None and self.booster_step == 0:
+            self._recorder.check(self.booster_index)
         factor = self._rates(self._progress, self._active.r)
         try:
             with scaled_lr(self.base.param_groups[0], factor):
@@ -406,6 +430,8 @@ class BoostedLowRankOptimizer(Optimizer):
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
+        if self._recorder is not None:
+            self._recorder.resume(self.booster_index)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -449,18 +475,15 @@ class BoostedLowRankOptimizer(Optimizer):
                 "the learning rate or clip the gradients"
             )
         own = frobenius_norms([pairs[0][1] for pairs in updates.values()])
+        norms = dict(zip(updates, own.tolist(), strict=True))
+        report = MergeReport(t, self.active_layers, self.booster_step, self._active.r, norms, {})
+        if self._recorder is not None:
+            self._recorder.write(report, [pair for pairs in updates.values() for pair in pairs])
         lost = {
             name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
             for name, pairs in updates.items()
         }
-        return MergeReport(
-            booster_index=t,
-            layers=self.active_layers,
-            steps=self.booster_step,
-            rank=self._active.r,
-            update_norm=dict(zip(updates, own.tolist(), strict=True)),
-            lost={name: share for name, share in lost.items() if share is not None},
-        )
+        return replace(report, lost={n: share for n, share in lost.items() if share is not None})
 
     def _begin(self, progress: Progress, planned: BoosterPlan) -> None:
         """Begin a booster: new layers, fresh A, zero B, the base's state as if never stepped."""

@@ -1,0 +1,56 @@
+"""Singular values of a product of two thin matrices, L (out, R) and Rᵀ (R, in), as formulas.
+
+With L = Q₁T₁ and Rᵀ = Q₂T₂ by QR, L R = Q₁ (T₁T₂ᵀ) Q₂ᵀ: the singular values are those of the core
+T₁T₂ᵀ, which has no more rows and columns than there are terms. A matrix of shape (out, in) is never
+formed, unless R is larger than out and in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["compress", "effective_rank", "spectra"]
+
+
+def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best product of a rank in the Frobenius norm, with all singular values.
+
+    Args:
+        left: Shape ``(out, R)``.
+        right: Shape ``(R, in)``.
+        rank: k; more than the product can have means all of it.
+
+    Returns:
+        Factors ``(out, k)`` and ``(k, in)`` that share the singular values evenly, and the singular
+        values of the whole product, largest first.
+
+    References:
+        Eckart and Young (1936): the truncated SVD is optimal; its error is the norm of the rest.
+    """
+    Q1, T1 = torch.linalg.qr(left)
+    Q2, T2 = torch.linalg.qr(right.T)
+    U, sigma, Vh = torch.linalg.svd(T1 @ T2.T, full_matrices=False)
+    root = sigma[:rank].sqrt()
+    return Q1 @ (U[:, :rank] * root), (root[:, None] * Vh[:rank]) @ Q2.T, sigma
+
+
+def spectra(left: Tensor, right: Tensor, widths: list[int]) -> list[Tensor]:
+    """Return the singular values of left[:, :w] · right[:w] for each w, largest first."""
+    _, T1 = torch.linalg.qr(left)
+    _, T2 = torch.linalg.qr(right.T)
+    return [torch.linalg.svdvals(T1[:, :w] @ T2[:, :w].T) for w in widths]
+
+
+def effective_rank(sigma: Tensor) -> float:
+    """Return exp(H(p)), p the singular values' shares σ²/Σσ²: k if k of them are equal, 0 if none.
+
+    References:
+        Roy and Vetterli (2007), The effective rank, with squares (energies) for σ itself.
+    """
+    energy = sigma.square()
+    total = energy.sum()
+    if not total > 0:
+        return 0.0
+    p = energy / total
+    return float(torch.special.entr(p).sum().exp())

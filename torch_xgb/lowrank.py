@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
 
@@ -111,9 +110,10 @@ class _AddLowRank(torch.autograd.Function):
         return y.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, h, A, B = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: h must know x and A
+            h = _rows(x) @ A.to(x).T
         needs_x, needs_A, needs_B = ctx.needs_input_grad[1:4]
         with _as_given(g):
             rows = _rows(g)

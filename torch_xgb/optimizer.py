@@ -68,9 +68,9 @@ class BoostedLowRankOptimizer(Optimizer):
             blocks, each linear map is a layer of its own.
         r: The boosters' rank: a number, one per booster (the last goes on), or a callable of t. A
             smaller rank uses a part of the same Parameters.
-        kappa: κ, steps per booster: a number, a callable of t, increasing knots τ₁ < τ₂ < … in steps
-            of the whole run (COLA), a policy that watches the loss such as ``LossPlateau``, or None:
-            one booster, merged by ``finalize()`` (LoRA).
+        kappa: κ, steps per booster: a number, a callable of t, increasing knots τ₁ < τ₂ < … in
+            steps of the whole run (COLA), a policy that watches the loss such as ``LossPlateau``,
+            or None: one booster, merged by ``finalize()`` (LoRA).
         layers_per_booster: L_s, how many blocks a booster draws: a number (capped at all), a share
             in (0, 1] as a float, None for every block, or a sequence or callable of these.
         target_modules: PEFT's grammar: "all-linear" (every linear map inside the blocks), a list of

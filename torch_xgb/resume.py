@@ -189,12 +189,20 @@ class _StartOver:
     def __call__(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
     ) -> None:
-        loaded = [w for w in _held(self.adapter, module) if prefix + w.attribute in state_dict]
+        loaded = [
+            weight
+            for weight in _held(self.adapter, module)
+            if _fits(state_dict.get(prefix + weight.attribute), weight)
+        ]
         for weight in loaded:
             self.merger.residuals.pop(weight.name, None)
         if loaded and self.adapter.bound is not None:
             for factor in self.adapter.bound[1:]:
                 factor.zero_()
+
+
+def _fits(value: object, weight: Weight) -> bool:
+    return isinstance(value, Tensor) and value.shape == weight.parameter.shape
 
 
 def _held(adapter: Adapter, module: nn.Module) -> list[Weight]:

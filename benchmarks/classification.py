@@ -1,0 +1,170 @@
+"""Text classification data: rows with a label, checked once, then tokenised into batches."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+Label = int | str
+Batch = dict[str, torch.Tensor]
+_FIELDS = ("sentence1", "sentence2", "label")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: a sentence, perhaps a second one, and what it is."""
+
+    sentence1: str
+    sentence2: str | None
+    label: Label
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to learn from and rows to score on, with the labels that both may carry."""
+
+    name: str
+    train: Sequence[Row]
+    dev: Sequence[Row]
+    labels: tuple[Label, ...]
+    notes: str = ""
+
+    def __str__(self) -> str:
+        """Say what the task is made of."""
+        common = Counter(row.label for row in self.dev).most_common(1)[0]
+        counts = Counter(row.label for row in self.train)
+        return (
+            f"{self.name}: {len(self.train)} train, {len(self.dev)} dev, {len(self.labels)} labels "
+            f"({', '.join(f'{label} {counts[label]}' for label in self.labels)}); always saying "
+            f"{common[0]!r} scores {common[1] / len(self.dev):.3f}"
+        )
+
+
+def make_task(name: str, train: Sequence[Row], dev: Sequence[Row], notes: str = "") -> Task:
+    """Check that a classifier can be trained on ``train`` and scored on ``dev``.
+
+    Raises:
+        ValueError: If a part is empty, train has a single class, dev has labels that train
+            lacks, labels are of mixed types, or only one part has a second sentence.
+    """
+    for part, rows in (("train", train), ("dev", dev)):
+        if not rows:
+            raise ValueError(f"{name}: the {part} part has no rows")
+    kinds = {type(row.label).__name__ for row in (*train, *dev)}
+    if len(kinds) > 1:
+        raise ValueError(f"{name}: labels must be of one type, got {' and '.join(sorted(kinds))}")
+    labels = tuple(
+        sorted({row.label for row in train}, key=lambda label: (str(type(label)), label))
+    )
+    if len(labels) < 2:
+        raise ValueError(
+            f"{name}: train has only one class, {labels[0]!r}; at least two are needed"
+        )
+    unknown = sorted({row.label for row in dev} - set(labels), key=str)
+    if unknown:
+        raise ValueError(
+            f"{name}: dev has the labels {unknown[:5]} that train (labels {list(labels)[:10]}) "
+            "never shows; give both parts the same labels"
+        )
+    if len({row.sentence2 is None for row in (*train, *dev)}) > 1:
+        raise ValueError(f"{name}: some rows have sentence2 and some have not; all or none must")
+    return Task(name, train, dev, labels, notes)
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Read rows from JSON lines with the fields ``sentence1``, ``label`` and maybe ``sentence2``.
+
+    Raises:
+        ValueError: If a line is no such row, or there are none; the file and line are named.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            rows.append(_row(line, f"{path}:{number}"))
+    if not rows:
+        raise ValueError(f"{path}: the file has no rows")
+    return rows
+
+
+def _row(line: str, where: str) -> Row:
+    """Parse one line of a JSON lines file."""
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: expected an object with fields {_FIELDS}, got {fields!r:.80}")
+    unknown, missing = fields.keys() - set(_FIELDS), {"sentence1", "label"} - fields.keys()
+    if unknown or missing:
+        problem = f"unknown field {min(unknown)!r}" if unknown else f"no field {min(missing)!r}"
+        raise ValueError(f"{where}: {problem}; a row is sentence1[, sentence2], label")
+    sentences = (fields["sentence1"], fields.get("sentence2"))
+    if not isinstance(sentences[0], str) or not isinstance(sentences[1], str | None):
+        raise ValueError(f"{where}: sentences must be text, got {sentences!r:.80}")
+    if isinstance(fields["label"], bool) or not isinstance(fields["label"], int | str):
+        raise ValueError(
+            f"{where}: a label must be a whole number or a word, got {fields['label']!r}; "
+            "scores (regression) are not supported here"
+        )
+    return Row(*sentences, fields["label"])
+
+
+def hold_out(task: Task, share: float = 0.15, seed: int = 0) -> Task:
+    """Split train in two, so that a search never sees the rows that are scored in the end."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(task.train), generator=generator).tolist()
+    size = max(1, round(share * len(order)))
+    train = [task.train[i] for i in order[size:]]
+    seen = {row.label for row in train}
+    dev = [task.train[i] for i in order[:size] if task.train[i].label in seen]
+    return make_task(f"{task.name}, part of train held out", train, dev)
+
+
+class Encoded:
+    """Rows as token ids, ready to be served in batches padded to their longest row."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        labels: Sequence[Label],
+        length: int,
+    ) -> None:
+        """Tokenise ``rows``, cut to ``length`` tokens."""
+        pairs = [row.sentence2 for row in rows] if rows[0].sentence2 is not None else None
+        texts = [row.sentence1 for row in rows]
+        encoding = tokenizer(texts, pairs, truncation=True, max_length=length)
+        self._features = [
+            {name: values[i] for name, values in encoding.items()} for i in range(len(rows))
+        ]
+        self._labels = torch.tensor([labels.index(row.label) for row in rows])
+        self._pad = tokenizer.pad
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._features)
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
+        """Collate the rows with these indices."""
+        padded = self._pad([self._features[i] for i in rows], return_tensors="pt")
+        return {**padded, "labels": self._labels[list(rows)]}
+
+    def training_batches(self, steps: int, size: int, seed: int) -> Iterator[Batch]:
+        """Yield ``steps`` batches, epoch after epoch, in an order that the seed alone decides."""
+        generator = torch.Generator().manual_seed(seed)
+        queue: list[int] = []
+        for _ in range(steps):
+            while len(queue) < size:
+                queue += torch.randperm(len(self), generator=generator).tolist()
+            yield self._batch(queue[:size])
+            del queue[:size]
+
+    def ordered_batches(self, size: int) -> Iterator[Batch]:
+        """Yield every row once, rows of similar length together."""
+        order = sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
+        for start in range(0, len(order), size):
+            yield self._batch(order[start : start + size])

@@ -1,0 +1,153 @@
+"""Fine-tune MiniLM on a task by one method, and measure score, size, memory and time."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from benchmarks import minilm
+from benchmarks.classification import Batch, Encoded, Task
+from benchmarks.memory import peak_memory
+from benchmarks.methods import Method, Trainee
+from benchmarks.table import cost_cells
+
+_WINDOW = 8  # steps timed together, so that every window holds one merge
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all methods of a comparison share."""
+
+    steps: int = 200
+    batch_size: int = 16
+    length: int = 48
+    warmup: float = 0.06
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave. The model is plain again: no adapter is left on it."""
+
+    model: nn.Module
+    score: float
+    loss: float  # mean of the last tenth of the steps
+    trainable: int
+    head: int
+    total: int
+    step_ms: float  # median over windows of eight steps of their mean
+
+    def costs(self, peak: int) -> list[str]:
+        """Format what the run cost, with the peak memory measured beside it."""
+        return cost_cells(self.trainable, self.head, self.total, peak, self.step_ms)
+
+
+class Bench:
+    """A task tokenised once, for any number of methods, rates and seeds to be run on."""
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        """Tokenise the task."""
+        self.task, self.settings = task, settings
+        tokenizer = minilm.tokenizer()
+        self.train = Encoded(tokenizer, task.train, task.labels, settings.length)
+        self.dev = Encoded(tokenizer, task.dev, task.labels, settings.length)
+        self.device = torch.device(settings.device)
+
+    def run(self, method: Method, lr: float, seed: int | None = None) -> Outcome:
+        """Train by ``method`` at the peak rate ``lr`` and score on dev.
+
+        Head, batches and dropout depend on the seed alone, so that methods differ in nothing
+        else; ``seed`` stands in for the settings' one.
+        """
+        seed = self.settings.seed if seed is None else seed
+        trainee, sizes = self._build(method, lr, seed)
+        steps = self.settings.steps
+        schedule = LambdaLR(trainee.optimizer, partial(self._factor, steps=steps))
+        losses, seconds = [], []
+        bar = tqdm(self._batches(steps, seed), method.name, total=steps, unit="step", leave=False)
+        for batch in bar:
+            start = self._clock()
+            losses.append(_step(trainee, batch))
+            schedule.step()
+            seconds.append(self._clock() - start)
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        model = trainee.finish()
+        windows = [seconds[i : i + _WINDOW] for i in range(0, max(1, steps - _WINDOW + 1), _WINDOW)]
+        step_ms = 1e3 * statistics.median(map(statistics.fmean, windows))
+        loss = statistics.fmean(losses[-max(1, steps // 10) :])
+        return Outcome(model, self.score(model), loss, *sizes, step_ms)
+
+    def peak_memory(self, method: Method, lr: float, steps: int = 3, boosters: int = 4) -> int:
+        """Return the peak bytes above the model's weights: the first ``steps`` steps, repeated.
+
+        ``boosters`` says how many boosters are looked at, one step each after the first, since
+        one that reaches a lower block holds more. The tracked steps are not part of any training.
+        """
+        model = minilm.classifier(self.task.labels, self.settings.seed).to(self.device).train()
+        batches = list(self._batches(steps, self.settings.seed))
+
+        def track() -> None:
+            trainee = method.build(model, lr, self.settings.seed)
+            for batch in batches:
+                _step(trainee, batch)
+            for _ in range(boosters - 1):
+                trainee.next_booster()
+                _step(trainee, batches[0])
+
+        return peak_memory(track, self.device)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> float:
+        """Return the share of dev rows that the model labels right."""
+        model.to(self.device).eval()
+        right = 0
+        batches = tqdm(self.dev.ordered_batches(64), "dev", unit="batch", leave=False)
+        for batch in batches:
+            batch = {name: values.to(self.device) for name, values in batch.items()}
+            labels = batch.pop("labels")
+            right += int((model(**batch).logits.argmax(-1) == labels).sum())
+        return right / len(self.dev)
+
+    def _build(self, method: Method, lr: float, seed: int) -> tuple[Trainee, tuple[int, int, int]]:
+        """Load a fresh model and hand it to the method; count what is trained of what."""
+        model = minilm.classifier(self.task.labels, seed).to(self.device).train()
+        total = sum(parameter.numel() for parameter in model.parameters())
+        head = sum(p.numel() for name, p in model.named_parameters() if minilm.is_head(name))
+        trainee = method.build(model, lr, seed)
+        groups = trainee.optimizer.param_groups
+        trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
+        torch.manual_seed(seed)
+        return trainee, (trainable, head, total)
+
+    def _batches(self, steps: int, seed: int) -> Iterable[Batch]:
+        """Yield the training batches on the device."""
+        for batch in self.train.training_batches(steps, self.settings.batch_size, seed):
+            yield {name: values.to(self.device) for name, values in batch.items()}
+
+    def _factor(self, step: int, steps: int) -> float:
+        """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
+        warmup = max(1, round(self.settings.warmup * steps))
+        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
+
+    def _clock(self) -> float:
+        """Read the time when the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _step(trainee: Trainee, batch: Batch) -> float:
+    """Take one step of an ordinary training loop."""
+    loss = trainee.model(**batch).loss
+    loss.backward()
+    nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad()
+    return float(loss.detach())

@@ -1,0 +1,87 @@
+"""Tiny models whose forward pass is short enough to be spelled out again in reference.py."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Batch = tuple[Tensor, Tensor]
+MakeLinear = Callable[[int, int], nn.Module]
+
+INPUTS, WIDTH, HIDDEN, CLASSES = 5, 6, 10, 3
+
+
+def conv1d(in_features: int, out_features: int) -> Conv1D:
+    """transformers' linear map, whose arguments and weight are the other way round."""
+    layer = Conv1D(out_features, in_features)
+    nn.init.uniform_(layer.weight, -0.4, 0.4)
+    nn.init.uniform_(layer.bias, -0.4, 0.4)
+    return layer
+
+
+KINDS: dict[str, MakeLinear] = {"linear": nn.Linear, "conv1d": conv1d}
+
+
+class Block(nn.Module):
+    """Attention with one head, then an MLP, each beside a residual connection."""
+
+    def __init__(self, linear: MakeLinear = nn.Linear, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.query = linear(WIDTH, WIDTH)
+        self.key = linear(WIDTH, WIDTH)
+        self.value = linear(WIDTH, WIDTH)
+        self.out = linear(WIDTH, WIDTH)
+        self.up = linear(WIDTH, hidden)
+        self.down = linear(hidden, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).mT / WIDTH**0.5
+        x = x + self.out(scores.softmax(-1) @ self.value(x))
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Stack(nn.Module):
+    """Blocks between a linear embedding and a linear head: the shape of a transformer."""
+
+    def __init__(self, hiddens: Iterable[int], linear: MakeLinear = nn.Linear) -> None:
+        super().__init__()
+        self.embed = linear(INPUTS, WIDTH)
+        self.blocks = nn.ModuleList(Block(linear, hidden) for hidden in hiddens)
+        self.head = linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(-2))
+
+
+def stack(
+    depth: int = 3,
+    kind: str = "linear",
+    dtype: torch.dtype = torch.float64,
+    hiddens: Iterable[int] = (),
+    seed: int = 0,
+) -> Stack:
+    """A ``Stack`` with weights that depend on the arguments alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Stack(tuple(hiddens) or (HIDDEN,) * depth, KINDS[kind])
+    return model.to(dtype)
+
+
+def batches(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Batch]:
+    """Inputs of shape (4, 5, INPUTS) with the class of each sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 4, 5, INPUTS, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (count, 4), generator=generator)
+    return [(x.to(dtype), y) for x, y in zip(inputs, labels, strict=True)]
+
+
+def as_matrices(model: nn.Module, names: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Copies of a model's parameters as stored now, a linear map's weight as (out, in)."""
+    transposed = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv1D)}
+    kept = set(names) or {name for name, _ in model.named_parameters()}
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters() if name in kept}
+    return {n: p.T.contiguous() if n in transposed else p for n, p in tensors.items()}

@@ -45,7 +45,7 @@ from benchmarks.allocations import AllocationRow, allocation_rows
 from benchmarks.provenance import provenance, provenance_line
 from benchmarks.table import table
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.schedule import draw, sampler
+from torch_xgb.samplers import draw, sampler
 
 SAMPLERS = ("uniform", "cyclic", "window")
 _WITH_WEIGHTS = {"aten.mm", "aten.addmm", "aten.addmm_"}

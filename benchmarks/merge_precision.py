@@ -40,7 +40,7 @@ from benchmarks.table import table
 from benchmarks.trec import load_trec
 from torch_xgb.lowrank import kaiming_bound
 from torch_xgb.merge import Merger
-from torch_xgb.targets import Target
+from torch_xgb.targets import Weight
 
 POLICIES = ("nearest", "stochastic", "residual")
 Record = dict[str, Any]
@@ -54,12 +54,12 @@ def synthetic(
     linear = nn.Linear(size, size, bias=False)
     linear.weight.data.normal_(0, 0.02, generator=generator)
     linear.to(dtype)
-    target, merger = Target("linear", (linear,), False), Merger(policy, seed)
+    weight, merger = Weight("linear.weight", (linear,), "weight"), Merger(policy, seed)
     before, true = linear.weight.detach().double(), torch.zeros(size, size, dtype=torch.float64)
     for t in range(boosters):
         A = (2 * torch.rand(1, size, generator=generator) - 1) * kaiming_bound(size)
         B = torch.randn(size, 1, generator=generator).sign() * lr * KAPPA
-        merger.merge(target, A, B, 1.0, t)
+        merger.merge(weight, B, A, 1.0, t)
         true.addmm_(B.double(), A.double())
     return kept([linear.weight.detach().double() - before], [true])
 

@@ -51,6 +51,7 @@ ALLOWED["ledger"] = {
     "scores",
     "store",
 }
+ALLOWED["recorder"] = {"forms", "ledger", "record", "report", "targets"}
 ALLOWED["optimizer"] = set(ALLOWED)
 ALLOWED["__init__"] = set(ALLOWED)
 ALLOWED["__main__"] = {"ledger"}

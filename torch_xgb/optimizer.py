@@ -173,9 +173,9 @@ class BoostedLowRankOptimizer(Optimizer):
             seed := integer("seed", seed),
             len(layers),
             sampler(layer_sampler),
-            PerBooster(layers_per_booster, layers_share),
-            PerBooster(r, PositiveInteger("r")),
-            PerBooster(shrinkage, valid_shrinkage),
+            PerBooster("layers_per_booster", layers_per_booster, layers_share),
+            PerBooster("r", r, PositiveInteger("r")),
+            PerBooster("shrinkage", shrinkage, valid_shrinkage),
             None if lora_alpha is None else finite_positive("lora_alpha", lora_alpha),
         )
         check_rank(self._plan.most_r, layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -45,35 +46,38 @@ class PerBooster(Generic[T]):
     """A setting as a function of t: one value for all, one per booster, or a callable.
 
     Attributes:
+        name: The argument's.
         given: The value, a sequence (its last value goes on), or a callable of t.
         check: Returns a valid value, or raises.
     """
 
+    name: str
     given: T | Sequence[T] | Callable[[int], T]
     check: Callable[[T], T]
 
     def __post_init__(self) -> None:
-        listed = self._listed
-        if listed is None:
-            self(0)
-        elif not listed:
-            raise ValueError(f"a schedule needs at least one value, got {self.given!r}")
-        else:
-            for value in listed:
-                self.check(value)
+        if not self.values:
+            raise ValueError(f"{self.name} as a schedule needs at least one value, got []")
 
     def __call__(self, t: int) -> T:
-        """Return booster t's value."""
+        """Return booster t's value.
+
+        Raises:
+            TypeError: If it is of the wrong type.
+            ValueError: If it is out of range.
+        """
         listed = self._listed
         if listed is not None:
-            return self.check(listed[min(t, len(listed) - 1)])
-        return self.check(self.given(t) if callable(self.given) else cast("T", self.given))
+            return self._checked(listed[min(t, len(listed) - 1)], f" in {list(listed)!r}")
+        if callable(self.given):
+            return self._checked(self.given(t), f" from {self.given!r} for booster {t}")
+        return self.check(cast("T", self.given))
 
     @property
     def values(self) -> list[T]:
         """Every value a sequence holds; of a callable, booster 0's."""
         listed = self._listed
-        return [self(0)] if listed is None else [self.check(value) for value in listed]
+        return [self(t) for t in range(1 if listed is None else len(listed))]
 
     @property
     def plain(self) -> object:
@@ -86,6 +90,12 @@ class PerBooster(Generic[T]):
     def _listed(self) -> Sequence[T] | None:
         listed = isinstance(self.given, Sequence) and not isinstance(self.given, str)
         return cast("Sequence[T]", self.given) if listed else None
+
+    def _checked(self, value: T, source: str) -> T:
+        try:
+            return self.check(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error}{source}") from None
 
 
 class Boundary(Protocol):
@@ -153,19 +163,19 @@ def boundary(kappa: object) -> Boundary:
     if isinstance(kappa, LossPolicy) and not isinstance(kappa, type):
         return FromLoss(kappa)
     if isinstance(kappa, Sequence) and not isinstance(kappa, str):
-        knots = tuple(positive_integer("kappa's knots", knot) for knot in kappa)
-        if not knots or any(a >= b for a, b in zip(knots, knots[1:], strict=False)):
-            raise ValueError(f"kappa's knots must be increasing steps, got {kappa!r}")
+        knots = tuple(integer("kappa's knots", knot) for knot in kappa)
+        if not knots or knots[0] < 1 or any(a >= b for a, b in pairwise(knots)):
+            raise ValueError(f"kappa's knots must be increasing steps ≥ 1, got {kappa!r}")
         return Knots(knots)
     if callable(kappa) and not isinstance(kappa, type):
-        return Every(PerBooster(kappa, PositiveInteger("kappa")))
+        return Every(PerBooster("kappa", kappa, PositiveInteger("kappa")))
     steps = integer(
         "kappa",
         kappa,
         "a positive integer, a callable of the booster's index, a sequence of knots, a policy such "
         "as LossPlateau, or None (one booster)",
     )
-    return Every(PerBooster(steps, PositiveInteger("kappa")))
+    return Every(PerBooster("kappa", steps, PositiveInteger("kappa")))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_variants_differ_in_how_weights_are_held_alone() -> None:
 @needs_model
 def test_a_short_run_of_every_variant() -> None:
     rows = [Row(f"rain number {i}" if i % 2 else f"bank {i}", None, i % 2) for i in range(16)]
-    lab = Lab(make_task("tiny", rows, rows), Setting(steps=16, batch_size=4, length=8))
+    lab = Lab(make_task("tiny", rows, rows), Setting(steps=8, batch_size=2, length=8))
     runs = dict(lab.runs(1e-3, seed=0))
     assert runs.keys() == {*VARIANTS, ROUNDED}
     assert runs[FLOAT32]["distance"] == 0

@@ -1,0 +1,200 @@
+"""The Hugging Face Trainer, on one process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch_xgb.integrations.transformers import BoostedFactory, BoostingCallback
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from torch_xgb import BoostedLowRankOptimizer, LossPlateau
+
+SETTINGS: dict[str, Any] = {"r": 1, "kappa": 3, "layers_per_booster": 2, "lr": 1e-2}
+
+
+def classifier() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        num_labels=3,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
+    return BertForSequenceClassification(config)
+
+
+def examples(count: int = 32) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "input_ids": torch.randint(0, 60, (8,), generator=generator),
+            "labels": torch.randint(0, 3, (), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def make(folder: Path, settings: dict[str, Any] | None = None, **arguments: Any) -> Trainer:
+    arguments = {"max_steps": 10, "logging_steps": 5, "save_strategy": "no"} | arguments
+    return Trainer(
+        classifier(),
+        TrainingArguments(
+            str(folder),
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            **arguments,
+        ),
+        train_dataset=examples(),
+        eval_dataset=examples(8),
+        optimizer_cls_and_kwargs=(BoostedFactory, {**SETTINGS, **(settings or {})}),
+    )
+
+
+def test_factory_and_callback(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.add_callback(BoostingCallback(trainer))
+    seen: list[dict[str, Any]] = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, *args: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            seen.append(dict(logs))
+
+    trainer.callback_handler.callbacks.insert(0, Reporter())
+    keys = list(trainer.model.state_dict())
+    trainer.train()
+    logged = [logs for logs in seen if "booster/index" in logs]
+    assert [logs["booster/index"] for logs in logged] == [0, 2]
+    assert all(logs["booster/layers"].count("bert.encoder.layer.") == 2 for logs in logged)
+    assert all(logs["booster/update_norm"] > 0 for logs in logged)
+    assert list(trainer.model.state_dict()) == keys
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+    assert all(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_resume_is_bitwise(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", save_strategy="steps", save_steps=5)
+    whole.add_callback(BoostingCallback(whole))
+    whole.train()
+    resumed = make(tmp_path / "resumed")
+    resumed.add_callback(BoostingCallback(resumed))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    for mine, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_saved_model_computes_what_the_trained_one_does(tmp_path: Path) -> None:
+    """In the middle of a booster, and without the callback's finalize."""
+    trainer = make(tmp_path, settings={"kappa": 7})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    ids = examples(1)[0]["input_ids"][None]
+    with torch.no_grad():
+        expected = trainer.model.eval()(ids).logits
+        assert torch.allclose(saved(ids).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
+    trainer = make(
+        tmp_path,
+        save_strategy="steps",
+        save_steps=5,
+        eval_strategy="steps",
+        eval_steps=5,
+        load_best_model_at_end=True,
+    )
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
+
+
+def test_ready_made_optimizer_and_accumulation(tmp_path: Path) -> None:
+    model = classifier()
+    optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=7,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = Trainer(model, arguments, train_dataset=examples(), optimizers=(optimizer, None))
+    trainer.add_callback(BoostingCallback(trainer, finalize=False))
+    trainer.train()
+    assert (optimizer.booster_index, optimizer.booster_step) == (2, 1)
+
+
+def test_knots_from_the_loss(tmp_path: Path) -> None:
+    policy = LossPlateau(patience=1, min_steps=2, max_steps=2, stop_after=1, min_improvement=10.0)
+    trainer = make(tmp_path, settings={"kappa": policy})
+    trainer.add_callback(BoostingCallback(trainer, finalize=False))
+    trainer.train()
+    # Booster 0 sets the best loss, booster 1 does not improve on it tenfold: the run has converged.
+    assert trainer.state.global_step == 4
+
+
+def test_early_stopping_on_the_ledger(tmp_path: Path) -> None:
+    trainer = make(
+        tmp_path,
+        settings={"record": True, "kappa": 1, "lr": 1e-8},
+        max_steps=12,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    callback = BoostingCallback(trainer, early_stopping_rounds=2, metric="eval_loss")
+    trainer.add_callback(callback)
+    trainer.train()
+    chain = trainer.optimizer.optimizer.chain
+    assert chain is not None
+    assert len(chain.scores) >= 3
+    assert trainer.state.global_step < 12 or chain.best >= 11 - 2 * 2
+
+
+def test_early_stopping_needs_a_ledger(tmp_path: Path) -> None:
+    trainer = make(tmp_path, eval_strategy="steps", eval_steps=2)
+    trainer.add_callback(BoostingCallback(trainer, early_stopping_rounds=2))
+    with pytest.raises(RuntimeError, match="record="):
+        trainer.train()
+
+
+def test_evaluation_before_training(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.add_callback(BoostingCallback(trainer))
+    assert "eval_loss" in trainer.evaluate()
+
+
+def test_another_optimizer_is_an_error(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.optimizer_cls_and_kwargs = (AdamW, {"lr": 1e-3})
+    trainer.add_callback(BoostingCallback(trainer))
+    with pytest.raises(RuntimeError, match="BoostedFactory"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("base", ["Adamw", "nn", "Optimizer_"])
+def test_base_by_a_name_that_is_none(base: str) -> None:
+    with pytest.raises(ValueError, match=base):
+        BoostedFactory()(nn.Sequential(nn.Linear(2, 2)), base=base, lr=0.1)
+
+
+def test_base_by_name() -> None:
+    optimizer = BoostedFactory()(nn.Sequential(nn.Linear(2, 2)), base="SGD", lr=0.1)
+    assert type(optimizer.base) is torch.optim.SGD

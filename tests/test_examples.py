@@ -78,6 +78,20 @@ def test_the_minimal_example_learns(tmp_path: Path) -> None:
     assert right >= 16, done.stdout
 
 
+@needs_model
+def test_the_ledger_example_exports_what_it_rolled_back_to(tmp_path: Path) -> None:
+    tiny = ("--steps", 17, "--batch-size", 2, "--length", 12, "--rows", 16, "--rank", 1)
+    done = run(ROOT / "examples" / "ledger.py", *tiny, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[2:]}
+    best = next(name for name in cells if name.startswith("booster "))
+    assert list(cells) == ["trained", best, "exact adapter", "adapter, rank 1"]
+    assert cells["exact adapter"][0] == cells[best][0]
+    assert float(cells["exact adapter"][1]) == 0 < float(cells["adapter, rank 1"][1])
+    assert len(list((tmp_path / "out" / "run").glob("booster-*.safetensors"))) == 3
+
+
 # The command line
 
 

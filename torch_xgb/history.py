@@ -53,7 +53,16 @@ class History:
         return self._store.facts(_section(t))
 
     def append(self, record: BoosterRecord) -> None:
-        """Write down the next booster, whole or not at all."""
+        """Write down the next booster, whole or not at all.
+
+        Raises:
+            RuntimeError: If somebody else has done so. Nothing is changed.
+        """
+        if _section(len(self)) in self._store:
+            raise RuntimeError(
+                f"booster {len(self)} of the ledger was written by another process, or by a copy "
+                "of this one: each run needs a ledger of its own"
+            )
         self._store.write(_section(len(self)), record.tensors, record.facts)
         self._length += 1
         self._scales = None
@@ -80,7 +89,7 @@ class History:
     @property
     def has_originals(self) -> bool:
         """Whether the original weights are there."""
-        return _ORIGINALS in self._store.sections()
+        return _ORIGINALS in self._store
 
     def keep_originals(self, tensors: Mapping[str, Tensor]) -> None:
         """Write down the original weights and saved Parameters."""

@@ -123,6 +123,11 @@ class Chain:
         where = getattr(self._store, "path", "memory")
         return f"Chain({len(self)} boosters, {len(self.scores)} scored, in {str(where)!r})"
 
+    @property
+    def run(self) -> str | None:
+        """The name of the run, random and kept with the chain; None before its first step."""
+        return self.header.run if self._begun else None
+
     # Growing
 
     def check_next(self, booster_index: int) -> None:
@@ -150,23 +155,27 @@ class Chain:
         self.check_next(record.booster_index)
         self._history.append(record)
 
-    def truncate(self, length: int) -> None:
-        """Drop the boosters from ``length`` on: a run is resumed from there.
+    def truncate(self, length: int, run: str | None = None) -> None:
+        """Drop the boosters from ``length`` on: a run goes on from a checkpoint taken there.
+
+        Args:
+            length: How many boosters the checkpoint's run had merged.
+            run: That run's ``chain.run``; None leaves it unchecked.
 
         Raises:
-            RuntimeError: If there are fewer.
+            RuntimeError: If the chain is another run's, or too short. Nothing is changed.
         """
         if not 0 <= length <= len(self):
             raise RuntimeError(
                 f"the run is resumed at booster {length} and the ledger holds {len(self)}: {_LOST}"
             )
+        kept = self.header if self.run else self._left_behind()
+        if run is not None and (kept is None or kept.run != run):
+            raise RuntimeError(f"the ledger is not the one of the checkpoint: {_LOST}")
+        if kept is not None and not self.run:
+            self.header, self._begun, self._base = kept, True, None
         self.scores.truncate(length)
         self._history.truncate(length)
-        facts = self._store.document(_HEADER)
-        if not self._begun and facts is not None and self._history.has_originals:
-            kept = ChainHeader.read(facts)
-            if not kept.differences(self.header):  # resumed in the middle of the first booster
-                self.header, self._begun, self._base = kept, True, None
 
     # Scores
 
@@ -375,6 +384,14 @@ class Chain:
         self._history.keep_originals(tensors)
         self._store.write_document(_HEADER, self.header.plain)
         self._begun, self._base = True, None
+
+    def _left_behind(self) -> ChainHeader | None:
+        """Return the header of a run like this one that ended before its first merge."""
+        facts = self._store.document(_HEADER)
+        if facts is None or not self._history.has_originals:
+            return None
+        header = ChainHeader.read(facts)
+        return None if header.differences(self.header) else header
 
     def _require_begun(self) -> None:
         if not self._begun:

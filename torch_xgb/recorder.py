@@ -41,9 +41,9 @@ class Recorder:
         """
         self.chain.append(BoosterRecord.of(report, updates, self._saved()))
 
-    def resume(self, booster_index: int) -> None:
-        """Go on from a checkpoint taken in booster t."""
-        self.chain.truncate(booster_index)
+    def resume(self, booster_index: int, run: str | None = None) -> None:
+        """Go on from a checkpoint taken in booster t: see ``Chain.truncate``."""
+        self.chain.truncate(booster_index, run)
 
     def _saved(self) -> dict[str, Tensor]:
         # Looked up anew: load_state_dict(assign=True) replaces Parameters.
@@ -81,14 +81,27 @@ def recorder(
 
     Raises:
         TypeError: If ``record`` is neither.
-        ValueError: If the folder holds a run of another configuration.
+        ValueError: If the folder holds a run of another configuration, or the model's weights are
+            sharded over processes.
     """
     if record is None or (record is not True and not _is_first_process()):
         return None
+    _require_whole(weight for layer in layers for t in layer.targets for weight in form.weights(t))
     header = ChainHeader.of(
         model, layers, form, modules, adapter=adapter, precision=precision, seed=seed
     )
     return Recorder(Chain.create(record, header, partial(originals, model, header)), modules)
+
+
+def _require_whole(weights: Iterable[Weight]) -> None:
+    for weight in weights:
+        stored = weight.parameter.detach()
+        if type(stored) is not Tensor or not stored.numel():
+            raise ValueError(
+                f"{weight.name} is not a whole plain tensor here (a {type(stored).__name__} of "
+                f"shape {tuple(stored.shape)}), and a ledger keeps whole weights: pass record=None "
+                "for a model whose weights are sharded over processes"
+            )
 
 
 def _is_first_process() -> bool:

@@ -34,6 +34,8 @@ class Store(Protocol):
     def sections(self) -> list[str]:
         """Return the names of all sections."""
 
+    def __contains__(self, section: str) -> bool: ...
+
     def facts(self, section: str) -> Facts:
         """Return a section's facts."""
 
@@ -65,6 +67,9 @@ class Memory:
 
     def sections(self) -> list[str]:  # noqa: D102
         return list(self._sections)
+
+    def __contains__(self, section: str) -> bool:
+        return section in self._sections
 
     def facts(self, section: str) -> Facts:  # noqa: D102
         return self._sections[section][1]
@@ -118,6 +123,9 @@ class Folder:
         files = self.path.iterdir() if self.path.is_dir() else ()
         names = [m[1] for file in files if (m := _SECTION.fullmatch(file.name))]
         return sorted(names, key=lambda name: (len(name), name))
+
+    def __contains__(self, section: str) -> bool:
+        return self._file(section).exists()
 
     def facts(self, section: str) -> Facts:  # noqa: D102
         with _opened(self._file(section)) as file:
@@ -181,6 +189,9 @@ class Packed:
 
     def sections(self) -> list[str]:  # noqa: D102
         return list(self._facts)
+
+    def __contains__(self, section: str) -> bool:
+        return section in self._facts
 
     def facts(self, section: str) -> Facts:  # noqa: D102
         return self._facts[section]

@@ -146,6 +146,24 @@ def test_lr_of_a_group_may_be_set() -> None:
     assert_equal_trajectories(model, log, truth)
 
 
+def test_lr_set_inside_a_closure_stays() -> None:
+    """As frameworks do that run a whole training step in it."""
+    model = stack()
+    optimizer = boosted(model, kappa=2)
+    for step, (x, y) in enumerate(batches(7)):
+
+        def closure(step: int = step, x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert optimizer.param_groups[0]["lr"] == 0.01 * (step + 1)
+    assert optimizer.booster_index == 3
+
+
 def test_lr_of_each_group_is_its_own() -> None:
     model = stack()
     optimizer = boosted(model, "sgd", modules_to_save=["head"], kappa=2)

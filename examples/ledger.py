@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = minilm.classifier(task.labels, options.seed)
     shutil.rmtree(options.out, ignore_errors=True)
     optimizer = BoostedLowRankOptimizer(
-        AdamW, model, r=2, kappa=8, layers_per_booster=4, target_modules=ENCODER_LINEARS,
+        AdamW, model, r=4, kappa=8, layers_per_booster=4, target_modules=ENCODER_LINEARS,
         modules_to_save=list(minilm.HEAD), seed=options.seed, record=options.out / "run",
         lr=options.lr, weight_decay=0.0,
     )  # fmt: skip

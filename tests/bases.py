@@ -49,6 +49,24 @@ class Slowing(Optimizer):
         return None if closure is None else closure()
 
 
+class Eager(Optimizer):
+    """Momentum whose state is made at construction, as Adagrad's long was."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(self.state[p]["momentum"].mul_(0.5).add_(p.grad), alpha=group["lr"])
+        return None if closure is None else closure()
+
+
 def adamw_of(params: Sequence[Tensor]) -> Optimizer:
     """A callable in place of a class."""
     return torch.optim.AdamW(params, lr=0.02, betas=(0.8, 0.9))
@@ -73,6 +91,7 @@ BASES: dict[str, Base] = {
     "adafactor": (torch.optim.Adafactor, {"lr": 0.05}),
     "third-party": (Lion, {"lr": 0.02}),
     "third-party-counting": (Slowing, {"lr": 0.5}),
+    "third-party-eager": (Eager, {"lr": 0.2}),
     "callable": (adamw_of, {}),
 }
 if hasattr(torch.optim, "Muon"):  # since torch 2.9

@@ -211,9 +211,9 @@ def test_hooks_of_the_user_stay_and_see_the_whole_output() -> None:
     """Hooks on a target see what it computes with the pair, whenever they were registered."""
     model = stack()
     seen: dict[str, torch.Tensor] = {}
-    early = model.blocks[0].up.register_forward_hook(lambda m, x, y: seen.update(early=y))
+    early = model.blocks[0].up.register_forward_hook(lambda m, x, y: seen.update(early=y.clone()))
     optimizer = boosted(model, layers_per_booster=None, kappa=None)
-    late = model.blocks[0].up.register_forward_hook(lambda m, x, y: seen.update(late=y))
+    late = model.blocks[0].up.register_forward_hook(lambda m, x, y: seen.update(late=y.clone()))
     train(model, optimizer, batches(3))
     inputs: list[torch.Tensor] = []
     probe = model.blocks[0].up.register_forward_pre_hook(lambda m, x: inputs.append(x[0].clone()))

@@ -438,6 +438,15 @@ def test_compile(fresh_compiler: None, how: str, when: str) -> None:
     assert [row[:2] for row in anatomy(model)] == [row[:2] for row in before]
 
 
+def test_compile_of_a_frozen_model(fresh_compiler: None) -> None:
+    """Traced before, with nothing about its parameters that attaching changes."""
+    model, twin, data = quick(), quick(), batches(6)
+    forward = torch.compile(model.requires_grad_(False), backend="aot_eager")
+    forward(data[0][0])
+    log = train(model, boosted(model, **SMALL), data, forward=forward)
+    assert log.losses == pytest.approx(train(twin, boosted(twin, **SMALL), data).losses, rel=1e-9)
+
+
 def test_compile_in_evaluation(fresh_compiler: None) -> None:
     """A graph traced for evaluation in one booster must not answer for the next."""
     model, twin = quick(), quick()

@@ -322,10 +322,10 @@ for _ in range(kills):
         os.close(reader)
         write(writer)
     os.close(writer)
-    time.sleep(dice.uniform(0, 0.06))
+    written = sum(len(os.read(reader, 1)) for _ in range(dice.randint(0, 2)))
+    time.sleep(dice.uniform(0, 0.02))  # an append takes a few milliseconds
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    written = 0
     while piece := os.read(reader, 1 << 16):
         written += len(piece)
     os.close(reader)
@@ -346,7 +346,7 @@ def test_a_killed_writer_leaves_every_complete_booster(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     held, midway = map(int, done.stdout.split())
-    assert held > 50
+    assert held > 25
     assert midway > 0, "no kill came while a file was being written"
 
 

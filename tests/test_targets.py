@@ -309,6 +309,14 @@ def test_output_embedding_is_excluded() -> None:
     assert set(boosted(model).targets) == {"blocks.0.0", "blocks.1.0", "blocks.2.0"}
 
 
+def test_output_embedding_of_a_model_without_blocks_is_excluded() -> None:
+    """There every linear map is a target, but not one that is an embedding too."""
+    embedding = nn.Embedding(7, 6)
+    model = nn.Sequential(embedding, nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 7, bias=False))
+    model[3].weight = embedding.weight
+    assert boosted(model).targets == {"1": "1"}
+
+
 def test_untied_output_embedding_of_transformers_is_excluded() -> None:
     config = gpt2().config
     config.tie_word_embeddings = False

@@ -57,7 +57,8 @@ class Adapter:
         found = []
         for weight in self.form.weights(self.target):
             left, right, scale = self.form.update(weight, weight.matrix, factors, self.s)
-            found.append((weight, (left, right, alpha * scale)))
+            # The layout of what a ledger replays, so that both merges round alike.
+            found.append((weight, (left.contiguous(), right.contiguous(), alpha * scale)))
         return found
 
     def hook(self) -> None:

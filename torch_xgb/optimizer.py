@@ -389,6 +389,7 @@ class BoostedLowRankOptimizer(Optimizer):
                 "policy": None if self._policy is None else self._policy.state_dict(),
                 "factors": [p.detach() for p in self._booster.factors],
                 "weights": self._pending.state_dict(),
+                "run": None if self._recorder is None else self._recorder.chain.run,
             },
         }
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -417,6 +418,8 @@ class BoostedLowRankOptimizer(Optimizer):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
         self._check_settings(saved)
         folded = self._pending.find_folded(saved["weights"])
+        if self._recorder is not None:
+            self._recorder.resume(saved["booster_index"], saved.get("run"))
         # A copy: torch's own load_state_dict would share the tensors with the state it is given.
         self.base.load_state_dict(
             copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
@@ -430,8 +433,6 @@ class BoostedLowRankOptimizer(Optimizer):
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
-        if self._recorder is not None:
-            self._recorder.resume(self.booster_index)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

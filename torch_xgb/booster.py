@@ -8,6 +8,7 @@ buckets, optimizer state) keeps the same ones from the first booster to the last
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,8 @@ class Booster:
             encoder.use_nested_tensor = False
         self._home.add_module("boosters", self.slots)
         self._model = model
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self._look_for_compilers()
         # Blocks may be compiled between here and the first forward pass.
         self._first_call = model.register_forward_pre_hook(self._look_before_first_call)

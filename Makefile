@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(VENV)/bin/python examples/finetune_classifier.py
+	env -u OMP_NUM_THREADS $(VENV)/bin/python examples/finetune_classifier.py
 
 test: check
 	$(VENV)/bin/python -m pytest -n $(WORKERS)

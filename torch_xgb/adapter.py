@@ -56,7 +56,7 @@ class Adapter:
         factors = tuple(factor.detach() for factor in self.factors)
         found = []
         for weight in self.form.weights(self.target):
-            left, right, scale = self.form.update(weight, weight.matrix, factors, self.s)
+            left, right, scale = self.form.update(weight, factors, self.s)
             # The layout of what a ledger replays, so that both merges round alike.
             found.append((weight, (left.contiguous(), right.contiguous(), alpha * scale)))
         return found

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from torch_xgb.places import is_dtensor, is_plain, is_sharded, place_of
 from torch_xgb.slots import Slots
 
 __all__ = ["admit"]
@@ -19,8 +20,8 @@ def admit(model: nn.Module) -> None:
         TypeError: If ``model`` is no ``nn.Module``.
         RuntimeError: If another BoostedLowRankOptimizer holds it, or it is wrapped for data
             parallelism already.
-        ValueError: If it carries PEFT adapters, quantised or sharded weights, or parameters on the
-            meta device.
+        ValueError: If it carries PEFT adapters, quantised weights, weights sharded by anything but
+            FSDP2 or a registered place, or parameters on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -49,11 +50,14 @@ def admit(model: nn.Module) -> None:
         (
             name
             for name, p in model.named_parameters()
-            if type(p) is not nn.Parameter and not p.is_meta
+            if not is_plain(p) and not p.is_meta and not (is_dtensor(p) and is_sharded(model))
         ),
-        "has weights that are not plain tensors (sharded or quantised)",
-        "build the optimizer on a model of plain tensors",
+        "has weights that are neither plain tensors nor FSDP2's shards (another sharding, tensor "
+        "parallelism or quantisation)",
+        "build the optimizer on a model of plain tensors, or shard it by fully_shard",
     )
+    for parameter in model.parameters():
+        place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
     _refuse(
         (name for name, p in model.named_parameters() if p.is_meta),
         "has parameters on the meta device",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +56,8 @@ class Booster:
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.layers, self.num_layers, _Sizes(self.form, self.r))
+        # Held here as well: whoever wraps the model may register something else in their places.
+        self.factors: list[nn.Parameter] = list(self.slots.parameters())
         self.tracing = Tracing()
         self.adapters = [
             [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
@@ -67,9 +68,9 @@ class Booster:
         self._static = False
 
     @property
-    def factors(self) -> list[nn.Parameter]:
-        """Every factor Parameter, the same objects for the whole run."""
-        return list(self.slots.parameters())
+    def lent(self) -> list[nn.Parameter]:
+        """The factor Parameters that the active booster uses."""
+        return [factor for adapter in self.active for factor in adapter.bound or ()]
 
     @property
     def active(self) -> list[Adapter]:
@@ -105,9 +106,18 @@ class Booster:
         self._model = model
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
-        self._look_for_compilers()
-        # Blocks may be compiled between here and the first forward pass.
-        self._first_call = model.register_forward_pre_hook(self._look_before_first_call)
+        self.look_for_compilers()
+
+    def reclaim(self) -> None:
+        """Move the factors in again, if sharding the model has put others in their places.
+
+        ``fully_shard`` takes every Parameter it finds. What it took stays with the slots it found
+        it in, which leave the model: nothing reads them any more.
+        """
+        if all(a is b for a, b in zip(self.slots.parameters(), self.factors, strict=True)):
+            return
+        self.slots = self.slots.with_parameters(self.factors)
+        self._home.add_module("boosters", self.slots)
 
     def detach(self) -> None:
         """Take everything off the model and give ``requires_grad`` back."""
@@ -116,7 +126,6 @@ class Booster:
             adapter.bound = None
         self.drawn = []
         self._home._modules.pop("boosters", None)
-        self._first_call.remove()
         for module, name, requires_grad in self._restore:
             module.get_parameter(name).requires_grad_(requires_grad)
         for encoder in self._nesting:
@@ -127,7 +136,7 @@ class Booster:
 
     def bind(self, drawn: list[int], r: int, s: float) -> None:
         """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
-        self._look_for_compilers()
+        self.look_for_compilers()
         for adapter in self.active:
             adapter.bound = None
             if not self._static:
@@ -161,12 +170,7 @@ class Booster:
     def _home(self) -> nn.Module:
         return self.layers[0].targets[0].modules[0]
 
-    def _look_before_first_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.compiler.is_compiling():
-            self._first_call.remove()
-            self._look_for_compilers()
-
-    def _look_for_compilers(self) -> None:
+    def look_for_compilers(self) -> None:
         """Hook every adapter for good, bound or not, once a compiler is at work.
 
         Dynamo ignores hooks registered after it has traced a module, and shares what it traced

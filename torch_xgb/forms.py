@@ -48,11 +48,11 @@ class Form(Protocol):
     def weights(self, target: Target) -> tuple[Weight, ...]:
         """Return the weights a merge changes."""
 
-    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:
-        """Return the product that turns M, the weight's matrix, into the merged one."""
+    def update(self, weight: Weight, factors: Factors, s: float) -> Update:
+        """Return the product that turns the weight into the merged one."""
 
-    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:
-        """Return the product that turns the merged matrix M back."""
+    def undo(self, weight: Weight, merged: Tensor, factors: Factors, s: float) -> Update:
+        """Return the product that turns the merged weight, as kept here, back."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,16 @@ class LoRA:
         biased = self.bias and target.biased
         return (target.weight, *target.biases) if biased else (target.weight,)
 
-    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+    def update(self, weight: Weight, factors: Factors, s: float) -> Update:  # noqa: D102
         A, B, *b = factors
         if weight.attribute == "weight":
             return B, A, s
         return b[0].unsqueeze(1), torch.ones_like(b[0][:1]).unsqueeze(1), 1.0
 
-    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
-        left, right, scale = self.update(weight, M, factors, s)
+    def undo(  # noqa: D102
+        self, weight: Weight, merged: Tensor, factors: Factors, s: float
+    ) -> Update:
+        left, right, scale = self.update(weight, factors, s)
         return left, right, -scale
 
 
@@ -117,18 +119,20 @@ class DiReFT:
     def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
         return (target.weight, *target.biases)
 
-    def update(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
-        return factors[1], self._inner(weight, M, factors), s
+    def update(self, weight: Weight, factors: Factors, s: float) -> Update:  # noqa: D102
+        return factors[1], self._inner(weight, None, factors), s
 
-    def undo(self, weight: Weight, M: Tensor, factors: Factors, s: float) -> Update:  # noqa: D102
+    def undo(  # noqa: D102
+        self, weight: Weight, merged: Tensor, factors: Factors, s: float
+    ) -> Update:
         # With u = A W (+ b) and W' = W + s·B u, A W' (+ b) = (I + s·A B) u.
         A, B, *_ = factors
         inner = torch.eye(len(A), dtype=A.dtype, device=A.device) + s * (A @ B)
-        return B, torch.linalg.solve(inner, self._inner(weight, M, factors)), -s
+        return B, torch.linalg.solve(inner, self._inner(weight, merged, factors)), -s
 
-    def _inner(self, weight: Weight, M: Tensor, factors: Factors) -> Tensor:
+    def _inner(self, weight: Weight, kept: Tensor | None, factors: Factors) -> Tensor:
         A, _, *b = factors
-        u = A @ M.to(A)
+        u = weight.project(A, kept)
         return u + b[0].unsqueeze(1) if b and weight.attribute == "bias" else u
 
 

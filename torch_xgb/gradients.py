@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from torch_xgb.places import local, sharing_group
 from torch_xgb.settings import non_negative, one_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["GradientPolicy"]
 
@@ -57,6 +62,9 @@ class GradientPolicy:
         if missing and self.unused == "error":
             raise RuntimeError(_no_gradient(missing))
         bad = _not_finite([(n, p.grad) for n, p in [*factors, *others] if p.grad is not None])
+        group = sharing_group([p for _, p in others])
+        if group is not None and _anywhere(bool(bad), group, others[0][1].device) and not bad:
+            bad = ["of another process's shard"]
         if bad and self.nonfinite == "skip":
             return False
         if bad:
@@ -73,10 +81,17 @@ class GradientPolicy:
 
 def _not_finite(named: Sequence[tuple[str, Tensor]]) -> list[str]:
     """Return the names of gradients with a NaN or an infinity; one synchronisation if none has."""
-    gradients = [g.coalesce().values() if g.is_sparse else g for _, g in named]
-    if not gradients or _all_finite(gradients):
+    kept = [(n, local(g.coalesce().values() if g.is_sparse else g)) for n, g in named]
+    if not kept or _all_finite([g for _, g in kept]):
         return []
-    return [name for (name, _), g in zip(named, gradients, strict=True) if not g.isfinite().all()]
+    return [name for name, g in kept if not g.isfinite().all()]
+
+
+def _anywhere(here: bool, group: ProcessGroup, device: torch.device) -> bool:
+    """Return whether something holds on any process: shards differ, and all must decide alike."""
+    flag = torch.tensor(float(here), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX, group)
+    return bool(flag)
 
 
 def _all_finite(gradients: list[Tensor]) -> bool:

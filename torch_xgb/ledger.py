@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_xgb.export import ExportReport, write_adapter
+from torch_xgb.fingerprints import fingerprint
 from torch_xgb.history import History
 from torch_xgb.plot import draw_chain
 from torch_xgb.record import BoosterRecord, ChainHeader, snapshot
 from torch_xgb.replay import find, replay, require_original, require_plain
-from torch_xgb.resume import add_product, fingerprint
+from torch_xgb.resume import add_product
 from torch_xgb.scores import Scores
 from torch_xgb.store import Folder, Memory, Packed, Store, import_safetensors, pack
 
@@ -272,8 +273,8 @@ class Chain:
         if merged := {name: weights[name] for name in weights if name not in summed}:
             replay(self._history.records(to), merged, self.header)
         for name in summed:
-            M = weights[name].matrix
-            M.copy_(add_product(M, *self.delta(name, to), 1.0))
+            W = weights[name].place.local
+            W.copy_(add_product(weights[name], W, *self.delta(name, to), 1.0))
         self._restore(saved, to)
         return model
 

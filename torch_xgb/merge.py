@@ -37,7 +37,8 @@ class Merger:
         residual_device: Where the residuals live; None keeps them beside their weights.
 
     Attributes:
-        residuals: Per weight, of its stored shape and dtype, appearing at its first merge.
+        residuals: Per weight, laid out like what this process keeps of it, appearing at its first
+            merge.
 
     Raises:
         ValueError: If ``precision`` or the device is unknown.
@@ -78,23 +79,35 @@ class Merger:
         Returns:
             The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
             carries over counted as kept; None where it was not measured, in float32 and float64.
+            Of a sharded weight that of the part kept here: a merge communicates nothing.
         """
-        W = weight.matrix
-        if weight.transposed:
-            W, left, right = W.T, right.T, left.T
+        place = weight.place
+        W = place.local
         precision = self._precision(W)
+        pieces = weight.pieces()
+        if weight.transposed:
+            pieces, left, right = [piece.T for piece in pieces], right.T, left.T
         if precision == "nearest" and W.dtype in (torch.float32, torch.float64):
-            W.addmm_(left.to(W), right.to(W), alpha=scale)
+            left, right = left.to(W), right.to(W)
+            for piece in pieces:
+                piece.values.addmm_(left[piece.rows], right[:, piece.columns], alpha=scale)
+            place.changed()
             return None
         wide = torch.float32 if W.element_size() < 4 else widest(W.device)
         left, right = left.to(W.device, wide), right.to(W.device, wide)
-        E = self._residual(weight.name, W) if precision == "residual" else None
-        rounding = self._rounding(precision, W, weight.name, booster_index)
+        residuals = place.pieces(self._residual(weight.name, W)) if precision == "residual" else ()
         sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
-        for rows in row_chunks(W):
-            delta = (left[rows] @ right).mul_(scale)
-            kept = _merge_rows(W[rows], delta, None if E is None else E[rows], rounding)
-            sums += torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
+        for i, piece in enumerate(pieces):
+            # Shards of a weight draw numbers of their own, its replicas the same.
+            corner = f"@{a},{b}" if (a := piece.rows.start) | (b := piece.columns.start) else ""
+            rounding = self._rounding(precision, W, weight.name + corner, booster_index)
+            L, R = left[piece.rows], right[:, piece.columns]
+            E = residuals[i].values if residuals else None
+            for rows in row_chunks(piece.values):
+                delta = (L[rows] @ R).mul_(scale)
+                kept = _merge_rows(piece.values[rows], delta, E if E is None else E[rows], rounding)
+                sums += torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
+        place.changed()
         kept_share, whole = sums.tolist()
         return 1 - kept_share / whole if whole else 0.0
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.admission import admit
+from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
 from torch_xgb.forms import form
@@ -25,6 +26,7 @@ from torch_xgb.knots import LossPolicy, mean_over_ranks
 from torch_xgb.ledger import Chain
 from torch_xgb.lowrank import frobenius_norms
 from torch_xgb.merge import Merger
+from torch_xgb.places import settle, sharing_processes
 from torch_xgb.rates import RateFactors, scaled_lr
 from torch_xgb.recorder import recorder
 from torch_xgb.report import Listeners, MergeReport
@@ -41,6 +43,7 @@ from torch_xgb.schedule import (
     valid_shrinkage,
 )
 from torch_xgb.settings import finite_positive, integer, probability
+from torch_xgb.sharing import Sharing
 from torch_xgb.targets import check_rank, select_layers
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
@@ -211,6 +214,11 @@ class BoostedLowRankOptimizer(Optimizer):
             "seed": seed,
             "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
         }
+        agree(
+            {**self._settings, **_agreed(optimizer_kwargs), "layers drawn first": first.layers},
+            ((w.name, w.parameter) for w in self._pending.weights),
+            sharing_processes(inner),
+        )
         state = self.base.state
         super().__init__(self.base.param_groups, self.base.defaults)
         # Optimizer.__init__ empties it, and Adagrad fills it at construction.
@@ -227,6 +235,7 @@ class BoostedLowRankOptimizer(Optimizer):
         )
         self._booster.attach(inner, saved.values())
         self._pending.attach()
+        self._sharing = Sharing(inner, self._booster, list(saved.values()), record is not None)
         self._begin(Progress(), first)
 
     # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
@@ -310,6 +319,7 @@ class BoostedLowRankOptimizer(Optimizer):
                 is not finite, in which case nothing is changed.
         """
         self._require_attached("step()")
+        self._sharing.before_step(self.base)
         if self._recorder is not None and self.booster_step == 0:
             self._recorder.check(self.booster_index)
         factor = self._rates(self._progress, self._active.r)
@@ -362,6 +372,7 @@ class BoostedLowRankOptimizer(Optimizer):
             report = self._merge_active() if self.booster_step else None
             self._pending.detach()
             self._booster.detach()
+            self._sharing.detach()
             self._finalized = True
             if report is not None:
                 self._listeners.tell(report)
@@ -372,6 +383,7 @@ class BoostedLowRankOptimizer(Optimizer):
         """Return what a resumed run needs beside the model's own: tensors and plain types only."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        settle(self._sharing.model)
         state_dict = {
             **self.base.state_dict(),
             "booster": {
@@ -417,6 +429,7 @@ class BoostedLowRankOptimizer(Optimizer):
         if not isinstance(saved, Mapping):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
         self._check_settings(saved)
+        settle(self._sharing.model)
         folded = self._pending.find_folded(saved["weights"])
         if self._recorder is not None:
             self._recorder.resume(saved["booster_index"], saved.get("run"))
@@ -467,6 +480,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     def _merge_active(self) -> MergeReport:
         """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
+        settle(self._sharing.model)
         t, active = self.booster_index, self._booster.active
         updates = {a.target.name: a.updates(self._active.alpha) for a in active}
         products = [update for pairs in updates.values() for _, update in pairs]
@@ -523,6 +537,12 @@ class _Skipped(Exception):
     def __init__(self, loss: float | None) -> None:
         super().__init__()
         self.loss = loss
+
+
+def _agreed(optimizer_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that can be compared: an object's text may hold its address."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {key: value for key, value in optimizer_kwargs.items() if isinstance(value, plain)}
 
 
 def _plain(kappa: object) -> object:

@@ -246,7 +246,7 @@ def plain_name(name: str) -> str:
 
 
 def _facts(weight: Weight, names: Mapping[int, str]) -> WeightFacts:
-    rows, columns = weight.matrix.shape
+    rows, columns = weight.shape
     dtype = str(weight.parameter.dtype).removeprefix("torch.")
     holders = tuple(plain_name(names[id(module)]) for module in weight.modules)
     return WeightFacts((rows, columns), dtype, weight.transposed, holders)

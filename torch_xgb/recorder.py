@@ -84,9 +84,11 @@ def recorder(
         ValueError: If the folder holds a run of another configuration, or the model's weights are
             sharded over processes.
     """
-    if record is None or (record is not True and not _is_first_process()):
+    if record is None:
         return None
     _require_whole(weight for layer in layers for t in layer.targets for weight in form.weights(t))
+    if record is not True and not _is_first_process():
+        return None
     header = ChainHeader.of(
         model, layers, form, modules, adapter=adapter, precision=precision, seed=seed
     )

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.fingerprints import fingerprint
 from torch_xgb.merge import Merger
 from torch_xgb.record import BoosterRecord, ChainHeader, plain_name
-from torch_xgb.resume import fingerprint
 from torch_xgb.slots import Slots
 from torch_xgb.targets import Weight
 

@@ -9,65 +9,63 @@ weights and state belong together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.adapter import Adapter
+from torch_xgb.fingerprints import as_bits, fingerprints
 from torch_xgb.lowrank import widest
 from torch_xgb.merge import Merger, row_chunks
+from torch_xgb.places import gather, sharing_group
 from torch_xgb.targets import Weight
 
-__all__ = ["Pending", "add_product", "fingerprint", "fold", "unfold"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+__all__ = ["Pending", "add_product", "fold", "unfold"]
 
-
-def add_product(M: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return M + scale·left·right, rounded once to M's dtype."""
-    wide = widest(M.device)
-    left, right = left.to(M.device, wide), right.to(M.device, wide)
-    rows = row_chunks(M)
-    return torch.cat([((left[i] @ right).mul_(scale) + M[i]).to(M.dtype) for i in rows])
+Entries = tuple[Tensor, Tensor, Tensor]  # rows, columns, values of a matrix
 
 
-def fold(adapter: Adapter, weight: Weight, M: Tensor) -> Tensor:
-    """Return a weight's matrix M with the adapter's pair merged in."""
-    return add_product(M, *adapter.form.update(weight, M, _wide_factors(adapter), adapter.s))
+def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return W + scale·left·right, rounded once to W's dtype.
+
+    Args:
+        weight: W, of shape (out, in).
+        kept: What this process keeps of it, or another tensor laid out alike.
+        left: Shape ``(out, r)``.
+        right: Shape ``(r, in)``.
+        scale: A factor of the product.
+    """
+    wide = widest(kept.device)
+    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
+    result = kept.clone()
+    for piece in weight.pieces(result):
+        L, R = left[piece.rows], right[:, piece.columns]
+        for i in row_chunks(piece.values):
+            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
+    return result
 
 
-def unfold(adapter: Adapter, weight: Weight, M: Tensor) -> Tensor:
-    """Return M with the pair taken out: the first matrix again wherever both share an exponent."""
-    return add_product(M, *adapter.form.undo(weight, M, _wide_factors(adapter), adapter.s))
+def fold(adapter: Adapter, weight: Weight) -> Tensor:
+    """Return a weight, as kept here, with the adapter's pair merged in."""
+    update = adapter.form.update(weight, _wide_factors(adapter), adapter.s)
+    return add_product(weight, weight.place.local, *update)
+
+
+def unfold(adapter: Adapter, weight: Weight, merged: Tensor) -> Tensor:
+    """Take the pair out: the first weight again wherever both share an exponent."""
+    undo = adapter.form.undo(weight, merged, _wide_factors(adapter), adapter.s)
+    return add_product(weight, merged, *undo)
 
 
 def _wide_factors(adapter: Adapter) -> tuple[Tensor, ...]:
-    device = adapter.target.weight.parameter.device
+    device = adapter.target.weight.place.local.device
     return tuple(factor.detach().to(device, widest(device)) for factor in adapter.factors)
-
-
-def fingerprint(W: Tensor) -> int:
-    """Return a 64-bit number that changes with any bit of a matrix and any exchange of entries.
-
-    A sum over entries of their mixed bits, weighted by row and by column, modulo 2⁶⁴: in integers,
-    so that neither the order of summation nor the device matters.
-    """
-    bits = _bits(W)
-    rows = torch.arange(1, W.shape[0] + 1, device=W.device) * 0x9E3779B1 + 0x85EBCA77
-    columns = torch.arange(1, W.shape[1] + 1, device=W.device) * 0xC2B2AE3D + 0x27D4EB2F
-    total = 0
-    for chunk in row_chunks(W):
-        wide = bits[chunk].to(torch.int64)
-        wide = (wide ^ (wide << 21)) * columns
-        total += int((wide.sum(1) * rows[chunk]).sum())
-    return total & ((1 << 64) - 1)
-
-
-def _bits(W: Tensor) -> Tensor:
-    return W.view(_BITS[W.element_size()])
 
 
 class Pending:
@@ -82,6 +80,11 @@ class Pending:
         self.adapters = list(adapters)
         self.merger = merger
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every weight that may be merged into."""
+        return [weight for _, weight in self._weights()]
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -99,21 +102,23 @@ class Pending:
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return what ties the state to the weights: fingerprints, repairs, residuals."""
-        folded, repairs = {}, {}
-        for adapter in self.adapters:
-            for weight in adapter.form.weights(adapter.target) if adapter.pending else ():
-                M = weight.matrix
-                saved = fold(adapter, weight, M)
-                differs = _bits(unfold(adapter, weight, saved)) != _bits(M)
-                where = differs.nonzero(as_tuple=True)
-                folded[weight.name] = fingerprint(saved)
-                repairs[weight.name] = (*where, M[where])
+        """Return what ties the state to the weights: fingerprints, repairs, residuals.
+
+        The same on every process; where weights are sharded, all of them must call it.
+        """
+        folded, repairs = [], {}
+        for adapter, weight in self._weights():
+            if adapter.pending:
+                merged = fold(adapter, weight)
+                folded.append((weight, merged))
+                repairs[weight.name] = _differing(weight, unfold(adapter, weight, merged))
+        weights = self.weights
+        places = {weight.name: weight.place for weight in weights}
         return {
-            "frozen": {w.name: fingerprint(w.matrix) for _, w in self._weights()},
-            "folded": folded,
-            "repairs": repairs,
-            "residuals": dict(self.merger.residuals),
+            "frozen": _named(weights, fingerprints((w, w.place.local) for w in weights)),
+            "folded": _named([weight for weight, _ in folded], fingerprints(folded)),
+            "repairs": _everyones(repairs, sharing_group([w.parameter for w in weights])),
+            "residuals": {n: places[n].store(E) for n, E in self.merger.residuals.items()},
         }
 
     def find_folded(self, state: dict[str, Any]) -> set[str]:
@@ -122,13 +127,14 @@ class Pending:
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded.
         """
-        folded, strangers = set(), []
-        for _, weight in self._weights():
-            present = fingerprint(weight.matrix)
-            if present == state["folded"].get(weight.name):
-                folded.add(weight.name)
-            elif present != state["frozen"][weight.name]:
-                strangers.append(weight)
+        weights = self.weights
+        present = _named(weights, fingerprints((w, w.place.local) for w in weights))
+        folded = {name for name, value in present.items() if value == state["folded"].get(name)}
+        strangers = [
+            weight
+            for weight in weights
+            if weight.name not in folded and present[weight.name] != state["frozen"][weight.name]
+        ]
         if strangers:
             raise RuntimeError(
                 "the optimizer's state does not belong to the model's weights: "
@@ -144,20 +150,61 @@ class Pending:
         """Take the booster just loaded out of the weights that hold it; restore the residuals."""
         residuals = {}
         for adapter, weight in self._weights():
-            name, M = weight.name, weight.matrix
+            name, place = weight.name, weight.place
             if name in folded:
-                M.copy_(unfold(adapter, weight, M))
-                rows, columns, values = (tensor.to(M.device) for tensor in state["repairs"][name])
-                M[rows, columns] = values.to(M.dtype)
+                place.local.copy_(unfold(adapter, weight, place.local))
+                _write(weight, state["repairs"][name])
+                place.changed()
             if name in state["residuals"]:
-                device = self.merger.residual_device or M.device
-                residuals[name] = state["residuals"][name].to(device, copy=True)
+                device = self.merger.residual_device or place.local.device
+                kept = place.part(state["residuals"][name])
+                residuals[name] = kept.to(device, copy=True, memory_format=torch.contiguous_format)
         self.merger.residuals = residuals
 
     def _weights(self) -> Iterator[tuple[Adapter, Weight]]:
         for adapter in self.adapters:
             for weight in adapter.form.weights(adapter.target):
                 yield adapter, weight
+
+
+def _differing(weight: Weight, other: Tensor) -> Entries:
+    """Return the entries of a weight, as kept here, in which another tensor differs from it."""
+    found = []
+    for own, theirs in zip(weight.pieces(), weight.pieces(other), strict=True):
+        rows, columns = (as_bits(own.values) != as_bits(theirs.values)).nonzero(as_tuple=True)
+        at = (rows + own.rows.start, columns + own.columns.start)
+        found.append((*at, own.values[rows, columns]))
+    if not found:
+        none = torch.empty(0, dtype=torch.int64)
+        return none, none, torch.empty(0, dtype=other.dtype)
+    rows, columns, values = (torch.cat(part) for part in zip(*found, strict=True))
+    return rows, columns, values
+
+
+def _write(weight: Weight, entries: Entries) -> None:
+    """Write those of a matrix's entries that are kept here."""
+    for piece in weight.pieces():
+        rows, columns, values = (tensor.to(piece.values.device) for tensor in entries)
+        here = (rows >= piece.rows.start) & (rows < piece.rows.stop)
+        here &= (columns >= piece.columns.start) & (columns < piece.columns.stop)
+        at = (rows[here] - piece.rows.start, columns[here] - piece.columns.start)
+        piece.values[at] = values[here].to(piece.values.dtype)
+
+
+def _everyones(own: dict[str, Entries], group: ProcessGroup | None) -> dict[str, Entries]:
+    """Put the entries of all processes together."""
+    if group is None:
+        return own
+    shares = gather({n: tuple(t.cpu() for t in entries) for n, entries in own.items()}, group)
+    together = {}
+    for name in own:
+        rows, columns, values = zip(*(share[name] for share in shares), strict=True)
+        together[name] = (torch.cat(rows), torch.cat(columns), torch.cat(values))
+    return together
+
+
+def _named(weights: Sequence[Weight], values: Sequence[int]) -> dict[str, int]:
+    return {weight.name: value for weight, value in zip(weights, values, strict=True)}
 
 
 class _FoldIn:
@@ -175,7 +222,7 @@ class _FoldIn:
         for weight in _held(self.adapter, module):
             key = prefix + weight.attribute
             if key in state_dict:
-                state_dict[key] = weight.as_stored(fold(self.adapter, weight, weight.matrix))
+                state_dict[key] = weight.place.store(fold(self.adapter, weight))
 
 
 class _StartOver:
@@ -202,7 +249,7 @@ class _StartOver:
 
 
 def _fits(value: object, weight: Weight) -> bool:
-    return isinstance(value, Tensor) and value.shape == weight.parameter.shape
+    return isinstance(value, Tensor) and tuple(value.shape) == weight.place.shape
 
 
 def _held(adapter: Adapter, module: nn.Module) -> list[Weight]:

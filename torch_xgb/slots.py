@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
@@ -49,6 +50,13 @@ class Slots(nn.Module):
         free = {shapes: iter(names) for shapes, names in self.names.items()}
         named = [next(free[self.sizes(target)]) for target in targets]
         return [[self.get_parameter(name) for name in names] for names in named]
+
+    def with_parameters(self, parameters: Iterable[nn.Parameter]) -> Slots:
+        """Return slots like these that hold the given Parameters, in the order of these."""
+        twin = copy.copy(self)
+        names = [name for name, _ in self.named_parameters()]
+        twin._parameters = dict(zip(names, parameters, strict=True))
+        return twin
 
     def _save_to_state_dict(self, *args: Any) -> None:
         """Save nothing: a checkpoint holds the plain model's keys."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from torch_xgb.blocks import find_blocks
+from torch_xgb.places import Piece, Place, place_of, total
 
 __all__ = ["Layer", "Target", "Weight", "check_rank", "is_linear", "select_layers"]
 
@@ -43,18 +44,45 @@ class Weight:
         return self.modules[0].get_parameter(self.attribute)
 
     @property
-    def matrix(self) -> Tensor:
-        """W of shape (out, in), or a bias as a column (out, 1), sharing the Parameter's memory."""
-        stored = self.parameter.detach()
-        if stored.ndim == 1:
-            return stored.unsqueeze(1)
-        return stored.T if self.transposed else stored
+    def place(self) -> Place:
+        """How the Parameter is kept here: whole, or in pieces over several processes."""
+        return place_of(self.parameter)
 
-    def as_stored(self, matrix: Tensor) -> Tensor:
-        """Return a matrix of this one's shape laid out as the Parameter is."""
-        if self.attribute == "bias":
-            return matrix.squeeze(1)
-        return matrix.T.contiguous() if self.transposed else matrix
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the whole weight; of a bias (out, 1)."""
+        rows, *columns = self.place.shape
+        shape = (rows, columns[0] if columns else 1)
+        return shape[::-1] if self.transposed else shape
+
+    def pieces(self, kept: Tensor | None = None) -> list[Piece]:
+        """Return what this process keeps, as rectangles of W (out, in) in the Parameter's memory.
+
+        Args:
+            kept: Another tensor laid out like what is kept, to be cut alike.
+        """
+        place = self.place
+        pieces = place.pieces(place.local if kept is None else kept)
+        return [piece.T for piece in pieces] if self.transposed else pieces
+
+    @property
+    def matrix(self) -> Tensor:
+        """W of shape (out, in), or a bias as a column (out, 1), where it is kept whole."""
+        (piece,) = self.pieces()
+        return piece.values
+
+    def project(self, A: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return A W of shape (r, in): of a sharded weight by one small all-reduce.
+
+        Args:
+            A: Shape ``(r, out)``.
+            kept: As of ``pieces``.
+        """
+        place = self.place
+        u = A.new_zeros(len(A), self.shape[1])
+        for piece in self.pieces(kept):
+            u[:, piece.columns] += A[:, piece.rows] @ piece.values.to(A)
+        return u if place.group is None else total([(u, place.group)])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +112,7 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
-        rows, columns = self.weight.matrix.shape
-        return rows, columns
+        return self.weight.shape
 
 
 @dataclass(frozen=True, eq=False)

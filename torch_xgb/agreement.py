@@ -1,0 +1,82 @@
+"""Processes that are to train one model agree on what they train, or are told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, distributed
+
+from torch_xgb.fingerprints import fingerprint
+from torch_xgb.places import local, place_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["agree"]
+
+_ROWS = 16  # of each weight that are compared
+
+
+def agree(
+    settings: Mapping[str, Any],
+    weights: Iterable[tuple[str, Tensor]],
+    group: ProcessGroup | None = None,
+) -> None:
+    """Compare a configuration and weights with those of the other processes.
+
+    One digest an entry is exchanged, once. Of every weight kept whole some rows are compared;
+    shards belong to one process each, and only their shape is.
+
+    Args:
+        settings: Plain values by name.
+        weights: Parameters by name.
+        group: The processes that train the model; None for all.
+
+    Raises:
+        ValueError: On every process, if one of them differs from the first.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size(group) == 1:
+        return
+    mine = {name: _digest(json.dumps(v, default=str)) for name, v in settings.items()}
+    mine |= {f"the weight {name}": _of_weight(parameter) for name, parameter in weights}
+    everyone: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(everyone, mine, group=group)
+    differing = {
+        rank: names for rank, theirs in enumerate(everyone) if (names := _unequal(theirs, everyone))
+    }
+    if differing:
+        shown = "; ".join(f"rank {r}: {_listed(names)}" for r, names in differing.items())
+        raise ValueError(
+            f"processes that train one model must begin alike, but not all equal rank 0: {shown}. "
+            "Give every process the same arguments and weights (load the same checkpoint, or seed "
+            "alike before a module is initialised); to train a model of its own in each process, "
+            "build the optimizer before torch.distributed.init_process_group"
+        )
+
+
+def _unequal(theirs: Mapping[str, str], everyone: Sequence[Mapping[str, str]]) -> list[str]:
+    first = everyone[0]
+    return [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _of_weight(parameter: Tensor) -> str:
+    place = place_of(parameter)
+    facts = f"{place.shape} {parameter.dtype}"
+    if place.group is None and parameter.numel():
+        kept = local(parameter.detach()).reshape(len(parameter) if parameter.ndim else 1, -1)
+        sample = kept[:: -(-len(kept) // _ROWS)]
+        facts += f" {fingerprint(sample)}"
+    return _digest(facts)
+
+
+def _digest(facts: str) -> str:
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,88 @@
+"""The factors' gradients, averaged over processes where nobody else does it.
+
+``DistributedDataParallel`` averages what it finds in the model. Where weights are sharded, whoever
+shards them never sees the factors: they are small, and every process keeps them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Averager"]
+
+
+class Averager:
+    """Averages gradients at the end of each backward pass, with one all-reduce.
+
+    So whatever follows a backward pass, clipping first of all, sees averaged gradients. Gradients
+    that accumulate over several passes may be averaged after each of them or only after the last,
+    the mean is the same.
+
+    Args:
+        factors: Every factor Parameter.
+        lent: Returns those in use.
+        group: The processes; None for all of them.
+        due: Tells whether a backward pass is one to average after.
+        partial: Whether a process may lack gradients that others have, and then gets the mean.
+
+    Attributes:
+        bytes: Sent to the all-reduce so far, by this process.
+    """
+
+    def __init__(
+        self,
+        factors: Sequence[nn.Parameter],
+        lent: Callable[[], Sequence[nn.Parameter]],
+        group: ProcessGroup | None,
+        due: Callable[[], bool],
+        partial: bool = False,
+    ) -> None:
+        self.lent = lent
+        self.partial = partial
+        self.group = group
+        self.due = due
+        self.bytes = 0
+        self._queued = False
+        self._handles: list[RemovableHandle] = [
+            factor.register_post_accumulate_grad_hook(self._queue) for factor in factors
+        ]
+
+    def remove(self) -> None:
+        """Stop."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _queue(self, factor: Tensor) -> None:
+        if not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        self._queued = False
+        if self.due():
+            self.average()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Replace every gradient by its mean over the processes; a missing one counts as zero."""
+        factors = list(self.lent())
+        own = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
+        flat = torch.cat([gradient.reshape(-1) for gradient in own])
+        distributed.all_reduce(flat, group=self.group)
+        self.bytes += flat.numel() * flat.element_size()
+        flat /= distributed.get_world_size(self.group)
+        means = flat.split([gradient.numel() for gradient in own])
+        torch._foreach_copy_(own, [m.view_as(g) for m, g in zip(means, own, strict=True)])
+        if self.partial:
+            for factor, gradient in zip(factors, own, strict=True):
+                factor.grad = gradient

@@ -1,0 +1,118 @@
+"""What a model asks for whose weights are shared out over processes; nothing where none are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from torch_xgb.averaging import Averager
+from torch_xgb.booster import Booster
+from torch_xgb.places import is_sharded, settle, sharing_processes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Sharing"]
+
+
+def _always() -> bool:
+    return True
+
+
+class Sharing:
+    """Finds out whether the model is sharded, before its first call and its first step.
+
+    ``fully_shard`` may come before the optimizer or after it: only then is the answer known.
+
+    Args:
+        model: The model.
+        booster: Its factors.
+        saved: The modules trained in full.
+        recorded: Whether a ledger is kept.
+
+    Attributes:
+        averager: Averages the factors' gradients, if nobody else does.
+    """
+
+    def __init__(
+        self, model: nn.Module, booster: Booster, saved: Sequence[nn.Module], recorded: bool
+    ) -> None:
+        self.model = model
+        self.booster = booster
+        self.saved = list(saved)
+        self.recorded = recorded
+        self.averager: Averager | None = None
+        self._first_call = model.register_forward_pre_hook(self._before_first_call)
+        self._unstepped = True
+        self._mixing = ExitStack()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The Parameters of the modules trained in full, each once."""
+        return list(dict.fromkeys(p for module in self.saved for p in module.parameters()))
+
+    def detach(self) -> None:
+        """Take everything back."""
+        self._first_call.remove()
+        self._mixing.close()
+        if self.averager is not None:
+            self.averager.remove()
+
+    def before_step(self, base: Optimizer) -> None:
+        """Give a base that has not stepped yet the Parameters that sharding the model replaced.
+
+        Raises:
+            RuntimeError: If its group 0 no longer holds the factors.
+        """
+        if self._unstepped and is_sharded(self.model):
+            settle(self.model)
+            base.param_groups[0]["params"] = list(self.booster.factors)
+            if trained := self.trained:
+                base.param_groups[1]["params"] = trained
+        self._unstepped = False
+        held = base.param_groups[0]["params"]
+        if len(held) != len(self.booster.factors) or any(
+            a is not b for a, b in zip(held, self.booster.factors, strict=True)
+        ):
+            raise RuntimeError(
+                "param_groups[0] no longer holds the factors: something has put other Parameters "
+                "in their place. With DeepSpeed, import torch_xgb.integrations.deepspeed before "
+                "deepspeed.initialize"
+            )
+
+    def _before_first_call(self, module: nn.Module, args: object) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._first_call.remove()
+        self.booster.look_for_compilers()
+        if self.averager is not None or not is_sharded(self.model):
+            return
+        if self.recorded:
+            raise RuntimeError(
+                "the model was sharded after the optimizer was built with record=, and a ledger "
+                "keeps whole weights: pass record=None"
+            )
+        self.booster.reclaim()
+        self.average(sharing_processes(self.model))
+        if self.saved:
+            # Their gradients are DTensors, the factors' are not, and clipping takes both at once.
+            from torch.distributed.tensor.experimental import implicit_replication
+
+            self._mixing.enter_context(implicit_replication())
+
+    def average(self, group: ProcessGroup | None, due: Callable[[], bool] = _always) -> None:
+        """Average the factors' gradients from now on.
+
+        Args:
+            group: Over which processes; None for all.
+            due: Tells, at the end of a backward pass, whether to average now.
+        """
+        self.averager = Averager(self.booster.factors, self._lent, group, due)
+
+    def _lent(self) -> list[nn.Parameter]:
+        return self.booster.lent

@@ -22,10 +22,11 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.integrations.zero_client import Client
-from torch_xgb.integrations.zero_json import NAME, from_json
-from torch_xgb.integrations.zero_limits import refuse
-from torch_xgb.integrations.zero_places import Partition
+
+from .zero_client import Client
+from .zero_json import NAME, from_json
+from .zero_limits import refuse
+from .zero_places import Partition
 
 __all__ = ["Partition", "boosted"]
 

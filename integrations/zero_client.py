@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.integrations.zero_anchor import Anchor
+
+from .zero_anchor import Anchor
 
 __all__ = ["Client"]
 

@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "modules_to_save": ["head"],
     "seed": 3,
     "lr": 0.02,
+    "eps": 1e-4,  # of gradients that are zero but for rounding, Adam would make full steps
 }
 SCHEDULER = {
     "type": "WarmupLR",
@@ -107,7 +108,11 @@ def engine_of(case: Case, seed: int = 0, settings: dict[str, Any] | None = None)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": case.accumulation,
-        "zero_optimization": {"stage": case.stage, **case.zero},
+        "zero_optimization": {
+            "stage": case.stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            **case.zero,
+        },
         "steps_per_print": 10**9,
         **case.config,
     }
@@ -204,9 +209,58 @@ def follow(case: Case) -> dict[str, Any]:
         optimizer.merge()
     result["collectives of a merge"] = collectives
     engine.optimizer.finalize()
-    result["hooks left"] = sum(len(m._forward_hooks) for m in optimizer.model.modules())
+    result["left"] = [hook for hook in _hooks(optimizer.model) if "torch_xgb" in hook]
+    result["trains again"] = all(p.requires_grad for p in optimizer.model.parameters())
     engine.destroy()
     return result
+
+
+def _hooks(net: nn.Module) -> list[str]:
+    hooks = [hook for m in net.modules() for hook in m._forward_hooks.values()]
+    owners = [getattr(hook, "__self__", hook) for hook in hooks]
+    return [type(owner).__module__ for owner in owners]
+
+
+def resume(case: Case, folder: str) -> dict[str, Any]:
+    """Save in the middle of a booster, go on; load into another model, and go on likewise."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    every = list(data(case))
+    engine = engine_of(case)
+    for micro in every[:4]:
+        steps(engine, micro)
+    before = [p.detach().clone() for p in _kept(engine)]
+    engine.save_checkpoint(folder, client_state={"note": 7})
+    engine.save_16bit_model(folder, "weights.bin")
+    result: dict[str, Any] = {
+        "restored": all(map(torch.equal, before, _kept(engine))),
+        "saved": whole_weights(engine),
+        "losses": [loss for micro in every[4:] for loss in steps(engine, micro)],
+        "weights": whole_weights(engine),
+    }
+    engine.destroy()
+    distributed.barrier()
+    plain = torch.load(f"{folder}/weights.bin", weights_only=True)
+    result["save_16bit_model"] = {n: t.float() for n, t in plain.items()}
+    if case.stage:
+        fp32 = get_fp32_state_dict_from_zero_checkpoint(folder)
+        result["zero_to_fp32"] = {n: t.float().clone() for n, t in fp32.items()}
+    again = engine_of(case, seed=1)
+    _, state = again.load_checkpoint(folder)
+    result["note"] = state["note"]
+    result["losses again"] = [loss for micro in every[4:] for loss in steps(again, micro)]
+    result["weights again"] = whole_weights(again)
+    again.destroy()
+    return result
+
+
+def _kept(engine: Any) -> list[Tensor]:
+    return [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+
+
+def resume_all(cases: dict[str, Case], folder: str) -> dict[str, Any]:
+    """Several of these, in the same processes."""
+    return {name: resume(case, f"{folder}/{name}") for name, case in cases.items()}
 
 
 def follow_all(cases: dict[str, Case]) -> dict[str, Any]:

@@ -136,7 +136,8 @@ def _zero3_consolidated_16bit_state_dict(
 
 
 def _client(engine: Any) -> Client | None:  # noqa: ANN401
-    return engine.__dict__.get("_boosted_client")
+    client: Client | None = engine.__dict__.get("_boosted_client")
+    return client
 
 
 def _touch(name: str, replacement: Callable[..., Any]) -> None:

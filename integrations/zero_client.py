@@ -9,7 +9,8 @@ Parameter of the model that is never changed, for ZeRO must have something to tr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +142,8 @@ class Client(Optimizer):
             if not self.overflowed:
                 self._clip(self._gradients())
                 self.engine._global_grad_norm = None if self._norm is None else float(self._norm)
-            self.optimizer.step()
+            with self._rates_of_this_step():
+                self.optimizer.step()
         for factor in self.optimizer._booster.factors:
             factor.grad = None
 
@@ -201,6 +203,20 @@ class Client(Optimizer):
             norms += [n.double() for n in torch._foreach_norm(kept)]
         device = norms[0].device
         return torch.stack([n.to(device) for n in norms]).square().sum().sqrt()
+
+    @contextmanager
+    def _rates_of_this_step(self) -> Iterator[None]:
+        """Keep what a scheduler has written meanwhile for the next step: the engine steps it."""
+        groups = self.optimizer.param_groups
+        later = [
+            {key: group[key] for key in seen if group[key] != seen[key]}
+            for group, seen in zip(groups, self._seen, strict=True)
+        ]
+        for group, seen, new in zip(groups, self._seen, later, strict=True):
+            group.update({key: seen[key] for key in new})
+        yield
+        for group, new in zip(groups, later, strict=True):
+            group.update(new)
 
     def _follow_schedulers(self) -> None:
         """Give both sides' groups whatever was last written into either."""

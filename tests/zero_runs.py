@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
 
 from processes import share
 from tiny import batches, stack
@@ -49,13 +51,20 @@ class Case:
     zero: dict[str, Any] = field(default_factory=lambda: {"stage3_param_persistence_threshold": 0})
     zero_init: bool = False
     scheduler: str = ""  # "", "json", "client" or "callable"
-    checkpointed: bool = False
+    checkpointed: bool = False  # activations are computed again in the backward pass
+    spare: bool = False  # the model holds a last Parameter that it never uses
     steps: int = 10
 
 
-def model(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+def model(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """Odd widths, so that shards begin and end within rows."""
-    return stack(hiddens=(9, 7, 5), dtype=dtype, seed=seed)
+    net = stack(hiddens=(9, 7, 5), dtype=dtype, seed=seed)
+    if case.spare:
+        net.spare = nn.LayerNorm(3)
+    if case.checkpointed:
+        for block in net.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return net
 
 
 def data(case: Case) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -72,7 +81,7 @@ def halved(step: int) -> float:
 
 def alone(case: Case) -> dict[str, Any]:
     """The same run by an ordinary loop in one process."""
-    net = model(torch.bfloat16 if case.bf16 else torch.float32)
+    net = model(case, torch.bfloat16 if case.bf16 else torch.float32)
     optimizer = BoostedLowRankOptimizer(AdamW, net, **{**SETTINGS, **case.settings})
     schedule = _warmup if case.scheduler == "json" else halved if case.scheduler else lambda _: 1.0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -113,11 +122,10 @@ def engine_of(case: Case, seed: int = 0, settings: dict[str, Any] | None = None)
             "stage3_gather_16bit_weights_on_model_save": True,
             **case.zero,
         },
+        "gradient_clipping": case.clip,  # DeepSpeed's default is 1.0
         "steps_per_print": 10**9,
         **case.config,
     }
-    if case.clip:
-        config["gradient_clipping"] = case.clip
     if case.bf16:
         config["bf16"] = {"enabled": True}
     if case.scheduler == "json":
@@ -125,7 +133,7 @@ def engine_of(case: Case, seed: int = 0, settings: dict[str, Any] | None = None)
     if not case.client:
         config["optimizer"] = {"type": "BoostedLowRank", "params": {"base": "AdamW", **given}}
     with deepspeed.zero.Init(config_dict_or_path=config) if case.zero_init else nullcontext():
-        net = model(torch.bfloat16 if case.bf16 and case.zero_init else torch.float32, seed)
+        net = model(case, torch.bfloat16 if case.bf16 and case.zero_init else torch.float32, seed)
     optimizer = BoostedLowRankOptimizer(AdamW, net, **given) if case.client else None
     scheduler: Any = None
     if case.scheduler == "client":
@@ -194,10 +202,13 @@ def follow(case: Case) -> dict[str, Any]:
     name = engine.param_names[anchor]
     start = whole_weights(engine)[name]
     losses, norms = [], []
-    for micro in data(case):
+    result: dict[str, Any] = {"anchor": name}
+    for step, micro in enumerate(data(case)):
         losses += steps(engine, micro)
+        if step == 4:
+            result["keys"] = list(engine.module.state_dict())
         norms.append(engine.get_global_grad_norm())
-    result = {
+    result |= {
         "losses": losses,
         "norms": [float(n) for n in norms],
         "index": optimizer.booster_index,

@@ -60,7 +60,7 @@ class _Tie(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, anchor: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(anchor)
-        return y.view_as(y)
+        return y.detach()  # not a view: the Trainer scales its loss in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401

@@ -1,10 +1,10 @@
 """accelerate and the Trainer with DeepSpeed underneath; run in each of several processes."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
@@ -108,6 +108,9 @@ def trained(stage: int | None, json: bool, folder: str, resume: str | None = Non
         learning_rate=1e-2,
         adam_epsilon=1e-4,
         weight_decay=0.01,
+        # The Trainer would multiply the loss by the number of processes, for models whose loss is
+        # divided by the tokens of all of them; this one's is a mean of its own.
+        average_tokens_across_devices=False,
         save_strategy="steps" if resume is None and stage is not None else "no",
         save_steps=5,
         logging_steps=1,
@@ -124,17 +127,18 @@ def trained(stage: int | None, json: bool, folder: str, resume: str | None = Non
     )
     trainer.add_callback(BoostingCallback(trainer))
     trainer.train(resume_from_checkpoint=resume)
-    saved = str(Path(folder, "saved"))
+    saved = f"{folder}/saved"
     trainer.save_model(saved)
     if stage is not None:
         distributed.barrier()
-    net = BertForSequenceClassification.from_pretrained(saved)
+    # Not by from_pretrained: under ZeRO-3 transformers would share the weights out again.
+    weights = load_file(f"{saved}/model.safetensors")
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "losses": [entry["loss"] for entry in logs],
         "norms": [float(entry["grad_norm"]) for entry in logs],
         "boosters": [e["booster/index"] for e in trainer.state.log_history if "booster/index" in e],
-        "weights": {name: p.detach() for name, p in net.named_parameters()},
+        "weights": weights,
     }
 
 

@@ -129,8 +129,7 @@ class Run:
         factors = [self.size * _normal(shape, generator) for shape in self.form.sizes(target, most)]
         narrow = self.form.narrow(factors, r)
         return [
-            (weight, self.form.update(weight, narrow, 0.7))
-            for weight in self.form.weights(target)
+            (weight, self.form.update(weight, narrow, 0.7)) for weight in self.form.weights(target)
         ]
 
 

@@ -26,7 +26,7 @@ from torch_xgb.knots import LossPolicy, mean_over_ranks
 from torch_xgb.ledger import Chain
 from torch_xgb.lowrank import frobenius_norms
 from torch_xgb.merge import Merger
-from torch_xgb.places import settle, sharing_processes
+from torch_xgb.places import sharing_processes
 from torch_xgb.rates import RateFactors, scaled_lr
 from torch_xgb.recorder import recorder
 from torch_xgb.report import Listeners, MergeReport
@@ -383,7 +383,7 @@ class BoostedLowRankOptimizer(Optimizer):
         """Return what a resumed run needs beside the model's own: tensors and plain types only."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        settle(self._sharing.model)
+        self._sharing.settle(self.base)
         state_dict = {
             **self.base.state_dict(),
             "booster": {
@@ -429,7 +429,7 @@ class BoostedLowRankOptimizer(Optimizer):
         if not isinstance(saved, Mapping):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
         self._check_settings(saved)
-        settle(self._sharing.model)
+        self._sharing.settle(self.base)
         folded = self._pending.find_folded(saved["weights"])
         if self._recorder is not None:
             self._recorder.resume(saved["booster_index"], saved.get("run"))
@@ -437,6 +437,7 @@ class BoostedLowRankOptimizer(Optimizer):
         self.base.load_state_dict(
             copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
         )
+        self._sharing.share_out(self.base)
         counters = ("booster_index", "booster_step", "total_steps")
         self._progress = Progress(*(saved[counter] for counter in counters))
         self._active = BoosterPlan(**saved["active"])
@@ -480,7 +481,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     def _merge_active(self) -> MergeReport:
         """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
-        settle(self._sharing.model)
+        self._sharing.settle(self.base)
         t, active = self.booster_index, self._booster.active
         updates = {a.target.name: a.updates(self._active.alpha) for a in active}
         products = [update for pairs in updates.values() for _, update in pairs]

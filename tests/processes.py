@@ -1,0 +1,54 @@
+"""The same function in one process or in several, over gloo and a file: no port is fixed."""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+Work = Callable[..., Any]
+
+
+def run(work: Work, world_size: int, *args: Any) -> list[Any]:
+    """Return what ``work(*args)`` returns in each of so many processes, in the order of ranks.
+
+    Each has an initialised process group, also where there is only one. Results travel as files.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_enter, (work, world_size, folder, args), nprocs=world_size)
+        return [
+            torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)
+        ]
+
+
+def _enter(rank: int, work: Work, world_size: int, folder: str, args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",  # read, never connected to: the group exists already
+        MASTER_PORT="0",
+        OMP_NUM_THREADS="1",
+    )
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    try:
+        result = work(*args)
+        torch.save(result, Path(folder, f"{rank}.pt"))
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
+
+
+def share(batch: Any) -> Any:
+    """This process's rows of tensors that every process has."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    return [tensor[rank::size].contiguous() for tensor in batch]

@@ -1,21 +1,26 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import AdamW
 
-from benchmarks import minilm, trec
+from benchmarks import ablation, bases, glue, metrics, minilm, sweep, tasks
 from benchmarks.classification import Encoded, Row, hold_out, make_task, read_jsonl
 from benchmarks.docstrings import CHAPTERS, docstring_task
 from benchmarks.finetune import Bench, Settings
 from benchmarks.hub import hub_task
+from benchmarks.journal import Journal
 from benchmarks.memory import peak_memory
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, compared
 from benchmarks.search import best_rate, search_table
 from benchmarks.table import table
+from torch_xgb import BoostedLowRankOptimizer
 
 
 def model_missing() -> bool:
@@ -47,8 +52,11 @@ def test_methods_share_batches_and_heads() -> None:
 
 
 def test_every_method_has_a_grid_of_the_same_size_around_its_rate() -> None:
-    assert len({len(method.grid) for method in METHODS.values()}) == 1
-    assert all(method.lr in method.grid for method in METHODS.values())
+    methods = compared(300)
+    assert METHODS.items() <= methods.items()
+    assert len({len(method.grid) for method in methods.values()}) == 1
+    assert all(method.lr in method.grid for method in methods.values())
+    assert len({str(method.identity) for method in methods.values()}) == len(methods)
 
 
 # Data
@@ -78,7 +86,7 @@ WRONG = [
     ([ROW, {**ROW, "text": "b"}], r":2: unknown field 'text'"),
     ([{"sentence1": "a"}], "no field 'label'"),
     ([{**ROW, "sentence1": 5}], "sentences must be text"),
-    ([{**ROW, "label": 2.5}], "whole number or a word"),
+    ([{**ROW, "label": 2.5}], "where a task is a regression"),
     ([{**ROW, "label": True}], "whole number or a word"),
 ]
 
@@ -202,24 +210,205 @@ def test_tables_line_up() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    path, done = tmp_path / "runs.jsonl", []
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, done = tmp_path / "results" / "runs.jsonl", []
 
     def work() -> dict[str, float]:
         done.append(1)
         return {"score": 0.5}
 
-    trec.Journal(path, Settings()).once(work, method="a", seed=0)
-    path.write_text(path.read_text() + '{"method": "a", "se', encoding="utf-8")  # killed here
-    journal = trec.Journal(path, Settings())
-    assert journal.once(work, method="a", seed=0)["score"] == 0.5 and len(done) == 1
-    journal.once(work, method="a", seed=1)
-    trec.Journal(path, Settings(steps=7)).once(work, method="a", seed=0)
-    assert len(done) == 3
-    assert len(trec.Journal(path, Settings())._records) == 3
+    Journal(path).once({"method": "a", "seed": 0}, work)
+    path.write_text(path.read_text() + '{"key": {"method": "a", "se', encoding="utf-8")  # killed
+    journal = Journal(path)
+    assert journal.once({"seed": 0, "method": "a"}, work)["score"] == 0.5 and len(done) == 1
+    journal.once({"method": "a", "seed": 1}, work)
+    again = Journal(path)
+    assert len(done) == len(again) == 2
+    record = again[{"method": "a", "seed": 1}]
+    assert record["wall_s"] >= 0 and record["provenance"]["torch"] == torch.__version__
 
 
-def test_trec_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_names_the_line_that_is_no_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", {"key": {"a": 1}}, {"no": "key"})
+    with pytest.raises(ValueError, match=r"runs.jsonl:2: no record"):
+        Journal(path)
+
+
+# Scores
+
+
+def test_metrics_are_what_glue_means_by_them() -> None:
+    outputs = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [5.0, 1.0]])
+    labels = torch.tensor([0, 1, 0, 0])
+    assert metrics.score("accuracy", outputs, labels) == 0.75
+    tp, tn, fp, fn = 1, 2, 1, 0
+    matthews = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert metrics.score("matthews", outputs, labels) == pytest.approx(matthews)
+    x = torch.tensor([[0.0], [1.0], [5.0]])
+    assert metrics.score("pearson", x, 3 * x.squeeze(1) + 1) == pytest.approx(1)
+    assert metrics.score("pearson", torch.ones(3, 1), x.squeeze(1)) == 0
+    assert metrics.loss(x, x.squeeze(1) + 2) == pytest.approx(4)
+    for metric, message in (("f1", "must be one of"), ("matthews", "two classes")):
+        with pytest.raises(ValueError, match=message):
+            metrics.score(metric, x, labels[:3])
+
+
+def test_intervals_are_students() -> None:
+    mean, half = sweep.interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+    assert sweep.interval([1.0])[1] == float("inf")
+
+
+# Tasks and sweeps
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_XGB_DATA", str(tmp_path))
-    with pytest.raises(SystemExit, match="TORCH_XGB_DATA"):
-        trec.main([])
+    tasks.load_task.cache_clear()
+    return tmp_path
+
+
+def test_a_task_prefers_its_test_rows_and_reads_scores(data: Path) -> None:
+    folder = data / "stsb"
+    folder.mkdir()
+    rows = [{"sentence1": "a", "sentence2": "b", "label": value} for value in (0, 2.5, 5.0)]
+    write(folder / "train.jsonl", *rows)
+    write(folder / "dev.jsonl", *rows)
+    write(folder / "test.jsonl", *rows[:2])
+    task = tasks.load_task("STS-B")
+    assert [row.label for row in task.dev] == [0.0, 2.5] and task.labels == ()
+    assert "regression" in str(task) and hold_out(task, 0.34).metric == "pearson"
+
+
+def test_a_missing_task_is_left_out_with_its_reason(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="task must be one of"):
+        tasks.load_task("WNLI")
+    glue.run(glue.Size(("CB",)), Journal(data / "runs.jsonl"))
+    out = capsys.readouterr().out
+    assert "left out: no CB" in out and "TORCH_XGB_DATA" in out and "pip install datasets" in out
+
+
+@needs_model
+def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
+    (data / "cb").mkdir()
+    rows = [{"sentence1": f"row {i}", "sentence2": "b", "label": i % 2} for i in range(12)]
+    for name in ("train", "dev"):
+        write(data / "cb" / f"{name}.jsonl", *rows)
+    size = glue.Size(("CB",), ("head only",), steps=1, seeds=2)
+    sweep._bench.cache_clear()
+    journal = Journal(data / "runs.jsonl")
+    assert "–" in glue.score_table(size, journal)
+    glue.run(size, journal)
+    assert len(journal) == 4 + 2
+    text = (data / "runs.jsonl").read_text()
+    glue.run(size, Journal(data / "runs.jsonl"))
+    assert (data / "runs.jsonl").read_text() == text  # nothing was run again
+    assert "±" in glue.score_table(size, journal)
+    sweep._bench.cache_clear()
+
+
+def test_ablations_write_the_default_as_the_default() -> None:
+    default = ablation.method("kappa", "8").identity
+    for setting, value in (("r", "1"), ("L_s", "4"), ("sampler", "uniform"), ("s", "1.0")):
+        assert ablation.method(setting, value).identity == default
+    identities = [str(ablation.method(s, v).identity) for s, g in ablation.GRIDS.items() for v in g]
+    assert len(set(identities)) == len(identities) - (len(ablation.GRIDS) - 1)
+
+
+# Bases
+
+
+@dataclass
+class Toy:
+    """Two blocks of linear maps, one batch, and an optimizer with a given dynamics."""
+
+    how: bases.Dynamics
+    optimizer: BoostedLowRankOptimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)]
+        self.model = nn.Sequential(*layers).double()
+        self.x, self.y = torch.randn(16, 6).double(), torch.randn(16, 6).double()
+        self.optimizer = bases.attach(self.model, self.how, 0, 0.01, kappa=4)
+
+    def steps(self, count: int) -> "Toy":
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            (self.model(self.x) - self.y).square().mean().backward()
+            self.optimizer.step()
+        return self
+
+    def gradient(self, name: str) -> torch.Tensor:
+        weight = self.model.get_parameter(f"{name}.weight").requires_grad_()
+        loss = (self.model(self.x) - self.y).square().mean()
+        (found,) = torch.autograd.grad(loss, weight)
+        weight.requires_grad_(False)
+        return found
+
+
+def test_the_default_dynamics_steps_like_adam() -> None:
+    toy, plain = Toy(bases.Dynamics()), Toy(bases.Dynamics())
+    plain.optimizer.finalize()
+    plain.optimizer = BoostedLowRankOptimizer(
+        AdamW, plain.model, kappa=4, lr=0.01, weight_decay=0.0
+    )
+    for _ in range(2):  # A counts its steps from its first gradient, AdamW from B's
+        toy.steps(1), plain.steps(1)
+        for name, (_, B) in toy.optimizer.active_factors.items():
+            torch.testing.assert_close(B, plain.optimizer.active_factors[name][1])
+
+
+def test_a_gradient_start_lies_in_the_gradients_row_space() -> None:
+    toy = Toy(bases.Dynamics(start="gradient"))
+    (name, (A, B)), *_ = toy.optimizer.active_factors.items()
+    u = B.detach().clone()
+    assert not A.any() and u.any()  # changes nothing yet
+    expected = -(u.T @ toy.gradient(name))
+    toy.steps(1)
+    assert not B.any()
+    torch.testing.assert_close(A / A.norm(), expected / expected.norm())
+    assert A.detach().norm() == pytest.approx(3**-0.5)
+    assert toy.steps(1).optimizer.active_factors[name][1].any()
+
+
+def test_a_power_start_is_a_step_of_power_iteration() -> None:
+    toy = Toy(bases.Dynamics(start="power"))
+    (name, (A, B)), *_ = toy.optimizer.active_factors.items()
+    G, first = toy.gradient(name), A.detach().clone()
+    toy.steps(2)
+    expected = first @ G.T @ G
+    torch.testing.assert_close((A / A.norm()).abs(), (expected / expected.norm()).abs())
+    assert not B.any()
+
+
+def test_kept_and_orthogonal_starts() -> None:
+    kept = Toy(bases.Dynamics(start="kept")).steps(3)
+    name = next(iter(kept.optimizer.active_factors))
+    kept.steps(1)
+    held = kept.optimizer.base._held[name]
+    assert torch.equal(kept.optimizer.active_factors[name][0], held.A)
+    assert not kept.optimizer.active_factors[name][1].any()
+    drawn = Toy(bases.Dynamics(start="orthogonal"))
+    first = drawn.optimizer.active_factors[name][0].detach().clone()
+    drawn.steps(4)
+    second = drawn.optimizer.active_factors[name][0].detach()
+    assert float((first @ second.T).abs().max()) < 1e-6 < float(second.norm())
+
+
+@pytest.mark.parametrize(("keep", "steps"), [("none", (0, 0)), ("second", (0, 4)), ("all", (4, 4))])
+def test_what_is_kept_outlives_a_booster(keep: str, steps: tuple[int, int]) -> None:
+    toy = Toy(bases.Dynamics(keep=keep)).steps(4)
+    _, B = next(iter(toy.optimizer.base._held.values())).moments
+    assert B.steps == steps
+    assert bool(B.second.any()) == (keep != "none") and bool(B.first.any()) == (keep == "all")
+
+
+def test_unknown_dynamics_are_refused() -> None:
+    for wrong in ({"start": "warm"}, {"keep": "first"}, {"scale": "row"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            bases.Dynamics(**wrong)

@@ -131,11 +131,14 @@ def _row(line: str, where: str, scores: bool) -> Row:
     return Row(*sentences, fields["label"])
 
 
-def hold_out(task: Task, share: float = 0.15, seed: int = 0) -> Task:
-    """Split train in two, so that a search never sees the rows that are scored in the end."""
+def hold_out(task: Task, share: float = 0.15, seed: int = 0, most: int = 500) -> Task:
+    """Split train in two, so that a search never sees the rows that are scored in the end.
+
+    A share of the rows is held out, but not more than ``most``.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(task.train), generator=generator).tolist()
-    size = max(1, round(share * len(order)))
+    size = max(1, min(most, round(share * len(order))))
     train = [task.train[i] for i in order[size:]]
     seen = {row.label for row in train}
     held_out = [task.train[i] for i in order[:size]]

@@ -31,6 +31,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "A = uᵀG": _GRADIENT,
     "A = uᵀG, no momentum": _GRADIENT | {"beta1": 0.0},
     "A = uᵀG, A not trained": _GRADIENT | {"ratio": 0.0},
+    "A = uᵀG, no momentum, A not trained": _GRADIENT | {"ratio": 0.0, "beta1": 0.0},
     "A = uᵀG, second moment kept": _GRADIENT | {"keep": "second"},
     "A = uᵀG, no momentum, second moment kept": _GRADIENT | {"keep": "second", "beta1": 0.0},
     "A = uᵀG, κ = 16": _GRADIENT | {"kappa": 16},

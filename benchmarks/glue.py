@@ -1,13 +1,14 @@
 """GLUE in kind: every method on every task at the same number of steps, with the same search.
 
     python -m benchmarks.glue                     # the full table; goes on where it stopped
-    python -m benchmarks.glue --quick             # two tasks, four methods, under 15 minutes
+    python -m benchmarks.glue --quick             # 2 tasks, 4 methods, 16 steps: 15 minutes
     python -m benchmarks.glue --tasks RTE CB --methods "XGBLoRA r=1" "PEFT LoRA r=8"
 
 MiniLM (all-MiniLM-L6-v2, 6 blocks, 22.7M parameters). Each method's learning rate is searched
 first, four rates on rows held out of train with seed 0; then every seed at the found rate is scored
 on the task's own dev or test rows. Runs are appended to benchmarks/results/runs.jsonl, and what is
-recorded there is not run again. A task whose rows are missing is left out, with the reason.
+recorded there is not run again (--quick keeps its own in runs/quick.jsonl). A task whose rows are
+missing is left out, with the reason.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from benchmarks import minilm
 from benchmarks.journal import Journal
 from benchmarks.methods import METHODS, Method, compared
-from benchmarks.sweep import FINAL, RUNS, Run, found_rate, interval, search_and_score
+from benchmarks.sweep import FINAL, QUICK_RUNS, RUNS, Run, found_rate, interval, search_and_score
 from benchmarks.table import table
 from benchmarks.tasks import TASKS, load_task
 
@@ -33,22 +34,22 @@ class Size:
     seeds: int = 3
 
 
-QUICK = Size(("TREC", "CB"), tuple(METHODS), 24, 1)
+QUICK = Size(("TREC", "SST-2"), tuple(METHODS), 16, 1)
 
 
 def score_table(size: Size, journal: Journal) -> str:
     """Lay out what is recorded: a row a method, a column a task, and the mean over all tasks."""
     rows = []
     for method in (m for name, m in compared(size.steps).items() if name in size.methods):
-        scores = [_scores(task, method, size, journal) for task in size.tasks]
-        cells = [_cell(values) for values in scores]
-        complete = all(len(values) == size.seeds for values in scores)
-        by_seed = [sum(parts) / len(parts) for parts in zip(*scores, strict=False)]
+        found = [scores(task, method, size, journal) for task in size.tasks]
+        cells = [_cell(values) for values in found]
+        complete = all(len(values) == size.seeds for values in found)
+        by_seed = [sum(parts) / len(parts) for parts in zip(*found, strict=False)]
         rows.append([method.name, *cells, _cell(by_seed) if complete else "–"])
     return table(["method", *size.tasks, "mean"], rows)
 
 
-def _scores(task: str, method: Method, size: Size, journal: Journal) -> list[float]:
+def scores(task: str, method: Method, size: Size, journal: Journal) -> list[float]:
     """Return the recorded scores of a method on a task at the rate its search found."""
     lr = found_rate(task, method, size.steps, journal)
     if lr is None:
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         minilm.folder()
     except ValueError as error:
         sys.exit(f"benchmarks.glue: {error}")
-    journal = Journal(RUNS)
+    journal = Journal(QUICK_RUNS if options.quick else RUNS)
     run(size, journal)
     print(score_table(size, journal))
 

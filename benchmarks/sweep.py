@@ -15,6 +15,8 @@ from benchmarks.methods import Method
 from benchmarks.tasks import TASKS, load_task
 
 RUNS = RESULTS / "runs.jsonl"
+# Short runs that show the way and no result: not kept with the others.
+QUICK_RUNS = RESULTS.parents[1] / "runs" / "quick.jsonl"
 SEARCH, FINAL = "held out", "scored"  # rows held out of train, or those the task is scored on
 
 

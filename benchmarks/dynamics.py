@@ -102,17 +102,22 @@ def dynamics_table(tasks: Sequence[str], steps: int, seeds: int, journal: Journa
             cells += _cells(records)
         if any_run:
             rows.append(cells)
-    head = [cell for task in tasks for cell in (task, "seeds", "rate", "dev loss", "train loss")]
+    columns = ("seeds", "rate", "dev loss", "of seed 0", "train loss")
+    head = [cell for task in tasks for cell in (task, *columns)]
     return table(["variant", *head], rows) if rows else "nothing is recorded yet"
 
 
 def _cells(records: Sequence[Record]) -> list[str]:
-    """Format score with its 95 % interval, seeds, rate and the two losses."""
+    """Format score with its 95 % interval, seeds, rate and losses.
+
+    The loss of seed 0 is what variants with one seed can be compared by.
+    """
     if not records:
-        return ["–"] * 5
+        return ["–"] * 6
     mean, half = interval([r["score"] for r in records])
     spread = f" ± {100 * half:.1f}" if len(records) > 1 else ""
-    losses = [f"{statistics.fmean(r[k] for r in records):.3f}" for k in ("dev_loss", "loss")]
+    dev, train = (statistics.fmean(r[k] for r in records) for k in ("dev_loss", "loss"))
+    losses = [f"{loss:.3f}" for loss in (dev, records[0]["dev_loss"], train)]
     rate = f"{records[0]['key']['lr']:g}"
     return [f"{100 * mean:.1f}{spread}", str(len(records)), rate, *losses]
 

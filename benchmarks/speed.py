@@ -264,7 +264,16 @@ def summary(subject: Subject, times: Times, memory: Mapping[str, Sequence[int]])
 
 def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay the summary out."""
-    head = ["", "step, ms", "wall, ms", "of LoRA r=8", "wall", "of its limit", "peak MB", "of LoRA's"]
+    head = [
+        "",
+        "step, ms",
+        "wall, ms",
+        "of LoRA r=8",
+        "wall",
+        "of its limit",
+        "peak MB",
+        "of LoRA's",
+    ]
     head += ["most"]
     lora = rows["PEFT LoRA r=8"]["memory"]
     body = []
@@ -292,7 +301,9 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     names = sorted(rows, key=lambda n: -rows[n]["of_lora8"])
     lora = rows["PEFT LoRA r=8"]["memory"]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.2), sharey=True)
-    colours = ["C0" if n.startswith(OURS) else "0.75" if n.startswith(LIMIT) else "C1" for n in names]
+    colours = [
+        "C0" if n.startswith(OURS) else "0.75" if n.startswith(LIMIT) else "C1" for n in names
+    ]
     axes[0].barh(names, [rows[n]["of_lora8"] for n in names], color=colours)
     axes[0].set_xlabel("processor time of a step / PEFT LoRA r=8")
     if lora:
@@ -324,12 +335,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     subject = llama(Size()) if options.subject == "llama" else minilm()
     memory = {} if options.no_memory else peaks(subject)
-    made = {n: build(subject.model(), subject.batch) for n, build in contenders(subject.drawn).items()}
+    made = {
+        n: build(subject.model(), subject.batch) for n, build in contenders(subject.drawn).items()
+    }
     times = rounds(subject, made, options.rounds, options.seed)
     share = own_share(made[OURS])
     rows = summary(subject, times, memory)
-    print(f"{subject.name}: {subject.drawn} of {subject.blocks} blocks drawn, {options.rounds} rounds, ")
-    print(f"seed {options.seed}; {provenance_line()}; {left_out(list(made))}\n\n{speed_table(rows)}\n")
+    head = f"{subject.name}: {subject.drawn} of {subject.blocks} blocks drawn, "
+    print(f"{head}{options.rounds} rounds, seed {options.seed}; {provenance_line()}; ", end="")
+    print(f"{left_out(list(made))}\n\n{speed_table(rows)}\n")
     told = ", ".join(f"{name} {value:.2%}" for name, value in share.items())
     print(f"the library's own share of a step: {sum(share.values()):.2%} ({told})")
     if options.plot:

@@ -33,6 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "booster": {"adapter", "forms", "lowrank", "slots", "targets"},
     "admission": {"slots"},
     "merge": {"lowrank", "samplers", "targets"},
+    "footprint": set(),
+    "shapes": set(),
+    "forecast": {"booster", "footprint", "forms", "settings", "shapes", "targets"},
     "resume": {"adapter", "lowrank", "merge", "targets"},
     "record": {"forms", "report", "targets"},
     "scores": {"store"},
@@ -54,10 +57,15 @@ ALLOWED["ledger"] = {
 ALLOWED["recorder"] = {"forms", "ledger", "record", "report", "targets"}
 ALLOWED["optimizer"] = set(ALLOWED)
 ALLOWED["__init__"] = set(ALLOWED)
-ALLOWED["__main__"] = {"ledger"}
+ALLOWED["__main__"] = {"forecast", "ledger", "merge", "shapes"}
 OUTSIDE = sys.stdlib_module_names | {"torch"}
 # What an extra brings, imported inside the functions that need it.
-EXTRAS = {"ledger": {"matplotlib"}, "plot": {"matplotlib"}, "store": {"safetensors"}}
+EXTRAS = {
+    "ledger": {"matplotlib"},
+    "plot": {"matplotlib"},
+    "shapes": {"transformers"},
+    "store": {"safetensors"},
+}
 FRAMEWORKS = {"accelerate", "datasets", "deepspeed", "integrations", "peft", "transformers"}
 FRAMEWORKS |= set().union(*EXTRAS.values())
 

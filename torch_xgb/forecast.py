@@ -276,7 +276,7 @@ def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
     """Boosters: linear in how many blocks lie above the lowest drawn one, and in those drawn."""
     depth, form = step.depth, LoRA()
     with _frozen(step.model):
-        booster = Booster(step.layers, drawn, r, form, 0.0)
+        booster = Booster(step.layers, min(depth, max(3, drawn)), r, form, 0.0)
         booster.attach(step.model, [])
 
         def at(lowest: int, total: int, blocks: Sequence[int]) -> Footprint:
@@ -294,7 +294,7 @@ def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
             lower = at(1, 4, [3]).minus(two)  # one frozen block below
             least = two.plus(per_drawn, drawn - 2).plus(per_block, drawn - 3)
             least = least.plus(lower, depth - drawn)
-        factors = booster.factors
+        itemsize = booster.factors[0].element_size()
         trained = sum(_sizes(form, step.layers, drawn, r))
         booster.detach()
     places = max(1, depth - drawn)
@@ -303,7 +303,7 @@ def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
     first = step.layers[0].targets[0].weight.parameter
     low = first.element_size() < 4
     targets = [t.weight.parameter for layer in step.layers for t in layer.targets]
-    held = 4 * byte_count(factors)  # values, gradients, two moments
+    held = 4 * itemsize * trained  # values, gradients, two moments
     carried = byte_count(targets) if residual and low else 0
     return Need(
         f"XGBLoRA r={r}",

@@ -15,7 +15,7 @@ from torch_xgb.booster import Booster
 from torch_xgb.footprint import Footprint, byte_count, footprint, truncated
 from torch_xgb.forms import LoRA
 from torch_xgb.settings import one_of, positive_integer
-from torch_xgb.shapes import fake_batch, fake_model
+from torch_xgb.shapes import fake_batch, fake_model, unpacked
 from torch_xgb.targets import Layer, check_rank, select_layers
 
 __all__ = ["Forecast", "Need", "plan"]
@@ -191,7 +191,7 @@ def plan(
     one_of("merge_precision", merge_precision, ("auto", "nearest", "stochastic", "residual"))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = fake_model(model, dtype, mode).train()
-    with mode:
+    with mode, unpacked():
         given = fake_batch(fake, batch, length) if inputs is None else _faked(inputs, mode)
         layers = select_layers(fake, target_modules, None)
         check_rank(max(r, lora_r), layers)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 
-__all__ = ["KNOWN", "fake_batch", "fake_model"]
+__all__ = ["KNOWN", "fake_batch", "fake_model", "unpacked"]
 
 
 def _llama(
@@ -122,6 +125,26 @@ def _from_config(config: Any, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
     finally:
         torch.set_default_dtype(before)
     return model
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Let transformers choose attention's mask as for a batch that packs no sequences.
+
+    It cannot look into fake tensors, assumes that rows hold several sequences, and then
+    materialises a mask in every block, where such a batch has none.
+    """
+    masking = sys.modules.get("transformers.masking_utils")
+    name = "find_packed_sequence_indices"
+    before = getattr(masking, name, None)
+    if before is None:
+        yield
+        return
+    setattr(masking, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(masking, name, before)
 
 
 def fake_batch(model: nn.Module, batch: int, length: int) -> dict[str, Tensor]:

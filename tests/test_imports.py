@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "agreement": {"fingerprints", "places"},
     "forms": {"lowrank", "targets"},
     "adapter": {"forms", "targets"},
+    "directions": {"adapter"},
     "slots": {"targets"},
     "booster": {"adapter", "forms", "lowrank", "slots", "targets"},
     "admission": {"places", "slots"},

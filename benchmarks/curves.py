@@ -59,20 +59,15 @@ def draw(
 def scatter(
     path: Path, points: Sequence[Point], x: str, y: str, title: str, logarithmic: bool
 ) -> None:
-    """Draw one labelled point a method."""
+    """Draw a point a method, named in the legend."""
     figure, axes = _figure()
     for i, point in enumerate(points):
-        axes.errorbar(point.x, point.y, point.error, fmt="o", color=f"C{i % 10}", capsize=3)
-        axes.annotate(
-            point.label,
-            (point.x, point.y),
-            textcoords="offset points",
-            xytext=(6, 5 if i % 2 else -11),
-            fontsize=8,
-        )
+        style = {"fmt": "os^Dv"[i % 5], "color": f"C{i % 10}", "label": point.label}
+        axes.errorbar(point.x, point.y, point.error, capsize=3, ms=5, **style)
+    axes.legend(fontsize=8)
     if logarithmic:
         axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.1, y=0.1)
     _finish(figure, axes, path, x, y, title)
 
 

@@ -6,7 +6,7 @@
     python -m benchmarks.dynamics --crossing          # K = 300, 900, 1,800 instead
 
 Rank-1 boosters of 8 steps on all six blocks of MiniLM, so that nothing but the booster's start and
-steps differs from LoRA, which is there with ranks 8 and 1, as is one booster over all steps. Every
+steps differs from LoRA, which is there with ranks 8 and 1, as are BitFit and the head alone. Every
 variant has two rates and keeps the one with the lower loss on the scored rows: even, but a little
 high. See ``benchmarks.bases.Dynamics`` for what each part does.
 """
@@ -28,6 +28,7 @@ TASK_NAMES = ("TREC", "SST-2")
 _GRADIENT = {"start": "gradient"}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "the paper's restart": {},
+    "the paper's restart, biases too": {"bias": "targets"},
     "A = uᵀG": _GRADIENT,
     "A = uᵀG, no momentum": _GRADIENT | {"beta1": 0.0},
     "A = uᵀG, A not trained": _GRADIENT | {"ratio": 0.0},
@@ -57,17 +58,21 @@ _RATES, _LORA_RATES = (2e-3, 5e-3), (1e-3, 2e-3)
 
 
 def variants() -> dict[str, Method]:
-    """Return LoRA and every variant of the boosters."""
+    """Return LoRA, BitFit and the head alone, and every variant of the boosters."""
     boosted = {
         name: Method(name, xgblora, _RATES[1], _RATES, {"layers_per_booster": 6, **options})
         for name, options in _VARIANTS.items()
     }
-    lora = {
-        name: Method(name, method.build, LORA.lr, _LORA_RATES, method.options)
+    others = {
+        name: Method(name, method.build, method.lr, _rates(method), method.options)
         for name, method in compared(1).items()
-        if name in ("PEFT LoRA r=8", "PEFT LoRA r=1")
+        if name in ("PEFT LoRA r=8", "PEFT LoRA r=1", "BitFit", "head only")
     }
-    return lora | boosted
+    return others | boosted
+
+
+def _rates(method: Method) -> tuple[float, ...]:
+    return _LORA_RATES if method.grid == LORA.grid else _RATES
 
 
 def runs(task: str, method: Method, steps: int, seeds: int) -> list[Run]:

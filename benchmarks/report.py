@@ -83,7 +83,7 @@ def crossing_block() -> str:
             x, y = zip(*points, strict=True)
             curves.append(Curve(name, x, y))
     head = ["TREC, score (seeds)", *(f"K = {K}" for K in dynamics.CROSSING)]
-    if curves:
+    if any(len(curve.x) > 1 for curve in curves):
         title = "MiniLM on TREC, loss on the scored rows"
         draw(PLOTS / "crossing.png", curves, "steps K", "loss", title, dots=True)
     records = _dynamics_records(journal, dynamics.CROSSING[1:])
@@ -137,10 +137,10 @@ def efficiency_block() -> str:
 def _draw_efficiency(found: dict[str, Record]) -> None:
     journal = Journal(RUNS)
     scores = {name: _scores(name, journal) for name in found}
-    costs: dict[str, tuple[str, Callable[[str, Record], float], bool]] = {
-        "parameters": ("trained parameters", lambda name, r: r["trainable"], True),
-        "memory": ("peak memory above the weights, MB", lambda name, r: r["peak"] / 1e6, True),
-        "time": ("time a step, ms (busy machine)", lambda name, r: _time(name, journal), False),
+    costs: dict[str, tuple[str, Callable[[Record], float], bool]] = {
+        "parameters": ("trained parameters", lambda r: r["trainable"], True),
+        "memory": ("peak memory above the weights, MB", lambda r: r["peak"] / 1e6, True),
+        "flops": ("FLOPs a step, 10⁹", lambda r: r["flops"] / 1e9, False),
     }
     for kind, (label, cost, logarithmic) in costs.items():
         points = []
@@ -148,7 +148,7 @@ def _draw_efficiency(found: dict[str, Record]) -> None:
             if values:
                 mean, half = interval(values)
                 error = half if len(values) > 1 else 0.0
-                points.append(Point(name, cost(name, found[name]), 100 * mean, 100 * error))
+                points.append(Point(name, cost(found[name]), 100 * mean, 100 * error))
         if points:
             path = PLOTS / f"efficiency-{kind}.png"
             scatter(path, points, label, "TREC, score", "MiniLM on TREC, K = 300", logarithmic)
@@ -172,10 +172,6 @@ def _runs(name: str, journal: Journal) -> list[Record]:
 
 def _scores(name: str, journal: Journal) -> list[float]:
     return [r["score"] for r in _runs(name, journal)]
-
-
-def _time(name: str, journal: Journal) -> float:
-    return statistics.median(r["step_ms"] for r in _runs(name, journal))
 
 
 def causal_block() -> str:

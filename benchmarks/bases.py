@@ -125,6 +125,7 @@ class FactorAdam(Optimizer):
         self._pairs: Callable[[], Pairs] = dict
         self._held: dict[str, Held] = {}
         self._others: dict[Tensor, Moments] = {}
+        self._biases: dict[Tensor, Moments] = {}  # of one booster
         self._generator = torch.Generator().manual_seed(seed)
         self._step_of_booster = 0
         self._directions = {"gradient": 1, "power": 2}.get(how.start, 0)
@@ -145,13 +146,23 @@ class FactorAdam(Optimizer):
                     moments = self._others.setdefault(parameter, _moments(parameter, False))
                     direction = moments.update(parameter.grad, Dynamics())
                     parameter.sub_(direction, alpha=group["lr"])
-        for name, (A, B) in self._pairs().items():
+        pairs = self._pairs()
+        self._step_biases({id(factor) for pair in pairs.values() for factor in pair})
+        for name, (A, B) in pairs.items():
             if self._step_of_booster < self._directions:
                 self._turn(A, B)
             else:
                 self._descend(name, A, B)
         self._step_of_booster += 1
         return loss
+
+    def _step_biases(self, paired: set[int]) -> None:
+        """Step what group 0 holds beside pairs, a bias of a target each, by Adam."""
+        group = self.param_groups[0]
+        for parameter in group["params"]:
+            if id(parameter) not in paired and parameter.grad is not None:
+                moments = self._biases.setdefault(parameter, _moments(parameter, False))
+                parameter.sub_(moments.update(parameter.grad, Dynamics()), alpha=group["lr"])
 
     def _descend(self, name: str, A: Tensor, B: Tensor) -> None:
         """Step one pair."""
@@ -175,6 +186,7 @@ class FactorAdam(Optimizer):
     def _begin(self) -> None:
         """Start a booster's pairs, after the library has given them a fresh A and B = 0."""
         self._step_of_booster = 0
+        self._biases.clear()
         with torch.no_grad():
             for name, (A, B) in self._pairs().items():
                 self._start(name, A, B)

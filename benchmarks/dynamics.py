@@ -30,6 +30,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "the paper's restart": {},
     "the paper's restart, biases too": {"bias": "targets"},
     "A = uᵀG": _GRADIENT,
+    "A = uᵀG, biases too": _GRADIENT | {"bias": "targets"},
     "A = uᵀG, no momentum": _GRADIENT | {"beta1": 0.0},
     "A = uᵀG, A not trained": _GRADIENT | {"ratio": 0.0},
     "A = uᵀG, no momentum, A not trained": _GRADIENT | {"ratio": 0.0, "beta1": 0.0},

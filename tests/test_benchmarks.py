@@ -342,6 +342,7 @@ class Toy:
     """Two blocks of linear maps, one batch, and an optimizer with a given dynamics."""
 
     how: bases.Dynamics
+    options: dict[str, object] = field(default_factory=dict)
     optimizer: BoostedLowRankOptimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -349,7 +350,7 @@ class Toy:
         layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)]
         self.model = nn.Sequential(*layers).double()
         self.x, self.y = torch.randn(16, 6).double(), torch.randn(16, 6).double()
-        self.optimizer = bases.attach(self.model, self.how, 0, 0.01, kappa=4)
+        self.optimizer = bases.attach(self.model, self.how, 0, 0.01, kappa=4, **self.options)
 
     def steps(self, count: int) -> "Toy":
         for _ in range(count):
@@ -421,6 +422,16 @@ def test_what_is_kept_outlives_a_booster(keep: str, steps: tuple[int, int]) -> N
     _, B = next(iter(toy.optimizer.base._held.values())).moments
     assert B.steps == steps
     assert bool(B.second.any()) == (keep != "none") and bool(B.first.any()) == (keep == "all")
+
+
+def test_biases_beside_pairs_are_trained_and_merged() -> None:
+    toy = Toy(bases.Dynamics(start="gradient"), {"bias": "targets"})
+    before = toy.model[0][0].bias.detach().clone()
+    toy.steps(4)
+    assert not torch.equal(toy.model[0][0].bias, before)
+    assert toy.optimizer.base._biases == {}  # fresh in the next booster
+    plain = Toy(bases.Dynamics(start="gradient")).steps(4)
+    assert torch.equal(plain.model[0][0].bias, before)
 
 
 def test_unknown_dynamics_are_refused() -> None:

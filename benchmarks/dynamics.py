@@ -29,6 +29,7 @@ _GRADIENT = {"start": "gradient"}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "the paper's restart": {},
     "the paper's restart, biases too": {"bias": "targets"},
+    'init="gradient"': {"init": "gradient"},  # the library's own A = uᵀG, with AdamW itself
     "A = uᵀG": _GRADIENT,
     "A = uᵀG, biases too": _GRADIENT | {"bias": "targets"},
     "A = uᵀG, no momentum": _GRADIENT | {"beta1": 0.0},

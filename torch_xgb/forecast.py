@@ -173,7 +173,9 @@ def plan(
         batch: Rows.
         length: Tokens a row.
         dtype: Of the weights.
-        checkpointing: Recompute each block in backward (transformers models).
+        checkpointing: Recompute each block in backward (transformers models), without reentrance
+            and after ``model.disable_input_require_grads()``: transformers switches input gradients
+            on, and backward would recompute every block whatever is drawn.
         card: GiB of a card to be judged by.
         r: The boosters' rank.
         layers_per_booster: L_s; None is a third of the blocks.
@@ -221,6 +223,9 @@ def _checkpoint(model: nn.Module) -> None:
     if enable is None:
         raise ValueError(f"checkpointing=True needs a transformers model, got {type(model)}")
     enable({"use_reentrant": False})
+    # transformers asks for gradients of the embeddings' output, which only reentrant checkpointing
+    # needs, and backward would run to the bottom.
+    getattr(model, "disable_input_require_grads", lambda: None)()
 
 
 def _faked(inputs: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:

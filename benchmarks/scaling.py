@@ -84,8 +84,8 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
     for axis, (name, values) in zip(axes, found.items(), strict=True):
         axis.plot(list(values), [v / 1e3 for v in values.values()], marker="o")
         axis.set_xlabel(labels[name])
-        axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("step() + zero_grad(), ms")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

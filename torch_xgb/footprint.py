@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 __all__ = ["Footprint", "byte_count", "footprint", "truncated"]
 
@@ -58,8 +63,7 @@ def footprint(model: nn.Module, batch: Mapping[str, Tensor]) -> Footprint:
         batch: Its keyword arguments.
     """
     memory = _Memory()
-    counter = FlopCounterMode(display=False, custom_mapping=_unknown_to_torch())
-    with memory, counter:
+    with memory:
         answer = model(**batch)
         loss = getattr(answer, "loss", answer)
         del answer
@@ -67,7 +71,7 @@ def footprint(model: nn.Module, batch: Mapping[str, Tensor]) -> Footprint:
         loss.backward()
     for parameter in model.parameters():
         parameter.grad = None
-    return Footprint(saved, memory.most, counter.get_total_flops())
+    return Footprint(saved, memory.most, memory.flops)
 
 
 def byte_count(tensors: Iterator[Tensor] | Sequence[Tensor]) -> int:
@@ -89,11 +93,16 @@ def truncated(stack: nn.Module, depth: int) -> Iterator[None]:
 
 
 class _Memory(TorchDispatchMode):
-    """Adds up the bytes of the storages that operators make, until they are released."""
+    """Adds up the bytes of the storages that operators make, until they are released, and FLOPs.
+
+    torch's FlopCounterMode would do for FLOPs, but its hooks hold on to what checkpointing
+    recomputes.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.held = self.most = 0
+        self.held = self.most = self.flops = 0
+        self._rules = {**flop_registry, **_unknown_to_torch()}
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
@@ -105,6 +114,8 @@ class _Memory(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401
         given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         answer = func(*args, **(kwargs or {}))
+        if rule := self._rules.get(func) or self._rules.get(getattr(func, "_overloadpacket", None)):
+            self.flops += rule(*args, **(kwargs or {}), out_val=answer)
         for tensor in tree_leaves(answer):
             if isinstance(tensor, Tensor) and _key(tensor) not in given:
                 self._follow(tensor)
@@ -144,7 +155,7 @@ def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
 
     aten = torch.ops.aten
     return {
-        aten.addmm_: product,
-        aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        aten.addmm_: shape_wrapper(product),
+        aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(backward),
     }

@@ -173,7 +173,9 @@ def plan(
         batch: Rows.
         length: Tokens a row.
         dtype: Of the weights.
-        checkpointing: Recompute each block in backward (transformers models).
+        checkpointing: Recompute each block in backward (transformers models), without reentrance
+            and after ``model.disable_input_require_grads()``: transformers switches input gradients
+            on, and backward would recompute every block whatever is drawn.
         card: GiB of a card to be judged by.
         r: The boosters' rank.
         layers_per_booster: L_s; None is a third of the blocks.
@@ -221,6 +223,9 @@ def _checkpoint(model: nn.Module) -> None:
     if enable is None:
         raise ValueError(f"checkpointing=True needs a transformers model, got {type(model)}")
     enable({"use_reentrant": False})
+    # transformers asks for gradients of the embeddings' output, which only reentrant checkpointing
+    # needs, and backward would run to the bottom.
+    getattr(model, "disable_input_require_grads", lambda: None)()
 
 
 def _faked(inputs: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:
@@ -249,12 +254,16 @@ class _Steps:
         with truncated(self.stack, depth):
             return footprint(self.model, self.batch)
 
-    def linear(self) -> Footprint:
-        """Run a step of all blocks, as every one but the first costs the same."""
+    def linear(self) -> tuple[Footprint, Footprint]:
+        """Run a step of all blocks, as every one but the first costs the same; and a shallow one's.
+
+        Where every block is run, both are that.
+        """
         if self.stack is None or self.depth <= 3:
-            return self.run(self.depth)
+            whole = self.run(self.depth)
+            return whole, whole
         three, two = self.run(3), self.run(2)
-        return three.plus(three.minus(two), self.depth - 3)
+        return three.plus(three.minus(two), self.depth - 3), two
 
 
 def _stack(model: nn.Module, layers: Sequence[Layer]) -> nn.Module | None:
@@ -342,7 +351,7 @@ def _lora(step: _Steps, r: int, dtype: torch.dtype | None) -> Need:
                 pairs += pair
                 for module in target.modules:
                     hooks.callback(module.register_forward_hook(_plain_lora(*pair)).remove)
-        whole = step.linear()
+        whole, _ = step.linear()
         held = 4 * byte_count(pairs)
     return Need(
         f"LoRA r={r}" if dtype is None else f"LoRA r={r}, float32",
@@ -373,10 +382,9 @@ def _full(step: _Steps) -> Need:
         parameter.requires_grad_(True)
     size = byte_count(parameters)
     largest = max(p.numel() * p.element_size() for p in parameters)
-    whole = step.linear()
+    whole, shallow = step.linear()
     # Early in backward the activations are there, late in it the gradients: the larger counts. A
     # shallow model's transient is the early one, the logits' and their gradient.
-    shallow = step.run(min(2, step.depth)) if step.stack is not None else whole
     return Need(
         "full AdamW",
         trained=sum(p.numel() for p in parameters),

@@ -35,6 +35,7 @@ class Averager:
 
     Attributes:
         bytes: Sent to the all-reduce so far, by this process.
+        ran: Whether there was a backward pass since this was last set to False.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Averager:
         self.group = group
         self.due = due
         self.bytes = 0
+        self.ran = False
         self._queued = False
         self._handles: list[RemovableHandle] = [
             factor.register_post_accumulate_grad_hook(self._queue) for factor in factors
@@ -62,6 +64,7 @@ class Averager:
         self._handles = []
 
     def _queue(self, factor: Tensor) -> None:
+        self.ran = True
         if not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.averaging import Averager
 from torch_xgb.booster import Booster
-from torch_xgb.places import is_sharded, settle, sharing_processes
+from torch_xgb.places import is_dtensor, is_sharded, place_of, settle, sharing_processes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,17 +67,47 @@ class Sharing:
         """Have something called when the optimizer leaves the model."""
         self._at_detach.callback(call)
 
-    def before_step(self, base: Optimizer) -> None:
-        """Give a base that has not stepped yet the Parameters that sharding the model replaced.
+    def settle(self, base: Optimizer) -> None:
+        """Make every Parameter the one that is kept, and the optimizer's own.
 
-        Raises:
-            RuntimeError: If its group 0 no longer holds the factors.
+        A base that has not stepped yet is given the Parameters that sharding the model replaced.
         """
-        if self._unstepped and is_sharded(self.model):
-            settle(self.model)
+        if not is_sharded(self.model):
+            return
+        settle(self.model)
+        self._adopt()
+        if self._unstepped:
             base.param_groups[0]["params"] = list(self.booster.factors)
             if trained := self.trained:
                 base.param_groups[1]["params"] = trained
+
+    def share_out(self, base: Optimizer) -> None:
+        """Cut whole tensors in the base's state, just loaded, like their Parameters."""
+        for parameter, state in base.state.items():
+            if not is_dtensor(parameter):
+                continue
+            place = place_of(parameter)
+            for key, value in state.items():
+                if isinstance(value, Tensor) and not is_dtensor(value) and value.ndim:
+                    state[key] = place.store(place.part(value).contiguous())
+
+    def before_step(self, base: Optimizer) -> None:
+        """Make sure that the step about to be taken is one, and of the factors.
+
+        Raises:
+            RuntimeError: If no backward pass went before, which would end boosters early; or if the
+                base's group 0 no longer holds the factors.
+        """
+        if self.averager is not None:
+            if not self.averager.ran:
+                raise RuntimeError(
+                    "step() without a backward pass since the last one: "
+                    "torch.distributed.checkpoint.state_dict does that to fill an optimizer's "
+                    "state. Save optimizer.state_dict() itself; see docs/distributed.md"
+                )
+            self.averager.ran = False
+        if self._unstepped:
+            self.settle(base)
         self._unstepped = False
         held = base.param_groups[0]["params"]
         if len(held) != len(self.booster.factors) or any(
@@ -94,7 +124,16 @@ class Sharing:
             return
         self._first_call.remove()
         self.booster.look_for_compilers()
-        if self.averager is not None or not is_sharded(self.model):
+        if is_sharded(self.model):
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Do once what a sharded model asks for.
+
+        Raises:
+            RuntimeError: If a ledger is kept.
+        """
+        if self.averager is not None:
             return
         if self.recorded:
             raise RuntimeError(

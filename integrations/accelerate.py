@@ -1,0 +1,75 @@
+"""accelerate: ``accelerator.prepare(model, optimizer, loader, scheduler)`` works as with AdamW.
+
+Saving does too, but under FSDP2: accelerate then saves what it can name by a Parameter, and a
+booster's place in the run has no such name. ``checkpoint`` puts that right.
+
+Example:
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    checkpoint(accelerator, optimizer)
+    ...
+    accelerator.save_state("out")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator, DistributedType
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.places import is_dtensor
+
+__all__ = ["checkpoint"]
+
+
+def checkpoint(accelerator: Accelerator, optimizer: Optimizer) -> None:
+    """Make ``accelerator.save_state`` and ``load_state`` keep the optimizer, also under FSDP2.
+
+    Call it after ``prepare``; elsewhere than under FSDP2 it does nothing.
+
+    Args:
+        accelerator: That has prepared the optimizer.
+        optimizer: The BoostedLowRankOptimizer, prepared or not.
+
+    Raises:
+        TypeError: If there is no BoostedLowRankOptimizer in ``optimizer``.
+        RuntimeError: If the accelerator has not prepared it.
+    """
+    own = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(own, BoostedLowRankOptimizer):
+        raise TypeError(f"optimizer must be a BoostedLowRankOptimizer, got {type(own).__name__}")
+    prepared = [o for o in accelerator._optimizers if getattr(o, "optimizer", None) is own]
+    if not prepared:
+        raise RuntimeError("call accelerator.prepare(model, optimizer, …) before checkpoint()")
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    # What accelerate lists as optimizers it saves by Parameter names; what is registered, as it is.
+    accelerator._optimizers = [o for o in accelerator._optimizers if o not in prepared]
+    accelerator.register_for_checkpointing(_Whole(own))
+
+
+class _Whole:
+    """The optimizer's state with whole tensors: one process writes it for all."""
+
+    def __init__(self, optimizer: BoostedLowRankOptimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gather; every process must call it."""
+        gathered: dict[str, Any] = _gathered(self.optimizer.state_dict())
+        return gathered
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take this process's part."""
+        self.optimizer.load_state_dict(state_dict)
+
+
+def _gathered(state: Any) -> Any:  # noqa: ANN401
+    if is_dtensor(state):
+        whole: Tensor = state.full_tensor()
+        return whole
+    if isinstance(state, dict):
+        return {key: _gathered(value) for key, value in state.items()}
+    return [_gathered(value) for value in state] if isinstance(state, list) else state

@@ -1,4 +1,4 @@
-"""The benchmark of step times: its arithmetic, and one round of the contenders that need no extra."""
+"""The benchmark of step times: its arithmetic, and two rounds of some contenders."""
 
 import pytest
 import torch

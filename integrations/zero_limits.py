@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from torch_xgb import BoostedLowRankOptimizer
 
 __all__ = ["refuse"]
@@ -35,12 +37,13 @@ def refuse(engine: Any, boosted: BoostedLowRankOptimizer) -> None:  # noqa: ANN4
         "gradient_allreduce_op other than mean": not engine.gradient_average,
         "fp16 without ZeRO (take stage 1, or bf16)": engine.fp16_enabled()
         and not engine.zero_optimization(),
-        "torch_autocast in float16": engine.torch_autocast_z0_gradscaler is not None,
+        "torch_autocast in float16": engine.torch_autocast_enabled()
+        and engine.torch_autocast_dtype() == torch.float16,
         "zero_hpz_partition_size > 1": zero3 and engine.zero_hpz_partition_size() > 1,
         "zero_quantized_weights": zero3 and engine.zero_quantized_weights(),
         "zero_quantized_nontrainable_weights": zero3
         and engine.zero_quantized_nontrainable_weights(),
-        "offload_param to NVMe": offload is not None and str(offload.device) == "nvme",
+        "offload_param to NVMe": offload is not None and offload.device == "nvme",
         "record= under ZeRO-3, for a ledger keeps whole weights": zero3
         and boosted.chain is not None,
     }

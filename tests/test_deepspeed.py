@@ -1,5 +1,6 @@
 """DeepSpeed with two processes, against an ordinary loop in one."""
 
+import re
 from typing import Any
 
 import pytest
@@ -84,7 +85,18 @@ def test_nothing_is_left_on_the_model(followed: dict[str, Any], name: str) -> No
     assert followed[name]["anchor moved"] == 0
 
 
-RESUMED = {f"{s}{' bf16' if b else ''}": Case(s, bf16=b) for s in range(4) for b in (False, True)}
+def test_errors(followed: dict[str, Any]) -> None:
+    said = followed["errors"]
+    assert re.match(
+        "ValueError: .*'kapa'.*Known are base, r, kappa.*for AdamW, lr", said["wrong key"]
+    )
+    assert re.match("ImportError: .*no_such_method.*made for", said["missing method"])
+    assert re.match("TypeError: object does not train", said["no boosted optimizer"])
+    assert re.match(r"RuntimeError: .*after finalize\(\)", said["ended"])
+
+
+RESUMED = {str(stage): Case(stage) for stage in range(4)}
+RESUMED |= {f"{stage} bf16": Case(stage, bf16=True) for stage in (0, 1, 3)}
 
 
 @pytest.fixture(scope="module")

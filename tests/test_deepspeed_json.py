@@ -64,6 +64,8 @@ def engine(model: nn.Module, **differing: Any) -> Any:
         "zero_optimization": False,
         "zero_optimization_partition_weights": False,
         "fp16_enabled": False,
+        "torch_autocast_enabled": False,
+        "torch_autocast_dtype": torch.float16,
         "autotp_size": 1,
         "gradient_clipping": 0.0,
         "_get_optimizer_loss_scale": 4.0,
@@ -79,7 +81,6 @@ def engine(model: nn.Module, **differing: Any) -> Any:
         "sequence_parallel_size": 1,
         "zenflow": False,
         "gradient_average": True,
-        "torch_autocast_z0_gradscaler": None,
         "device": torch.device("cpu"),
         "seq_data_parallel_group": None,
         "optimizer": SimpleNamespace(_global_grad_norm=0.0, clip_grad=1.0),
@@ -102,7 +103,7 @@ def _same(value: Any) -> Any:
         ({"sequence_parallel_size": 2}, "sequence"),
         ({"gradient_average": False}, "gradient_allreduce_op"),
         ({"fp16_enabled": True}, "fp16 without ZeRO"),
-        ({"torch_autocast_z0_gradscaler": object()}, "torch_autocast"),
+        ({"torch_autocast_enabled": True}, "torch_autocast"),
     ]
     + [
         ({"zero_optimization_partition_weights": True, name: value}, says)

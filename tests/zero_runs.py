@@ -276,4 +276,29 @@ def resume_all(cases: dict[str, Case], folder: str) -> dict[str, Any]:
 
 def follow_all(cases: dict[str, Case]) -> dict[str, Any]:
     """Several runs, in the same processes."""
-    return {name: follow(case) for name, case in cases.items()}
+    return {name: follow(case) for name, case in cases.items()} | {"errors": errors()}
+
+
+def errors() -> dict[str, str]:
+    """What is said of a wrong key, of a missing method, and after the end."""
+    from torch_xgb.integrations import deepspeed as integration
+
+    def ended() -> None:
+        engine = engine_of(Case(1))
+        engine.optimizer.finalize()
+        engine.backward(engine(next(data(Case(1)))[0][0]).sum())
+        engine.step()
+
+    attempts: dict[str, Callable[[], Any]] = {
+        "wrong key": lambda: engine_of(Case(2, client=False, settings={"kapa": 3})),
+        "missing method": lambda: integration._touch("no_such_method", print),
+        "no boosted optimizer": lambda: integration.boosted(object()),
+        "ended": ended,
+    }
+    said = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    return said

@@ -70,9 +70,15 @@ def build_optimizer(trainer: Trainer, model: nn.Module | None = None, **settings
         model: What to train; the Trainer's model by default.
         **settings: For BoostedFactory: BoostedLowRankOptimizer's, ``base``, and the base's. ``lr``
             and ``weight_decay`` are those of the Trainer's arguments if not given.
+
+    Raises:
+        ValueError: If the Trainer has no model.
     """
+    trained = trainer.model if model is None else model
+    if trained is None:
+        raise ValueError("the Trainer has no model yet: build the optimizer after its model_init")
     given = {"lr": trainer.args.learning_rate, "weight_decay": trainer.args.weight_decay}
-    return BoostedFactory()(trainer.model if model is None else model, **given | settings)
+    return BoostedFactory()(trained, **given | settings)
 
 
 def _create(trainer: Trainer, model: nn.Module | None, settings: dict[str, Any]) -> Optimizer:

@@ -155,13 +155,15 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def own_share(contender: Contender, steps: int = 3) -> dict[str, float]:
+def own_share(subject: Subject, contender: Contender, steps: int = 3) -> dict[str, float]:
     """Measure what share of a step is the library's own work, by part; merges at 1/κ.
 
-    "hooks" are the pairs' own products in forward and backward, from torch's profiler.
+    "hooks" are the pairs' own products in forward and backward, from torch's profiler, at the
+    uniform sampler's mean lowest block.
     """
     optimizer = contender.optimizer
-    assert optimizer is not None and contender.turn is not None
+    assert optimizer is not None and contender.turn is not None and contender.aim is not None
+    contender.aim(round(subject.means["uniform"] * subject.top))
     contender.step()
     whole, parts = 0.0, defaultdict(float)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -170,34 +172,38 @@ def own_share(contender: Contender, steps: int = 3) -> dict[str, float]:
     for event in profiler.key_averages():
         if event.key in ("_AddLowRank", "_AddLowRankBackward"):
             parts["hooks"] += event.cpu_time_total / 1e6
-        if event.key.startswith("Optimizer.step#"):
-            parts["base step"] += event.cpu_time_total / 1e6
-    outer = _timed_within(contender, "step", steps)
-    parts["step()"] = max(0.0, outer - parts.pop("base step", 0.0))
+    base = optimizer.base  # type: ignore[attr-defined]
+    outer, inner = _timed_within(contender, [optimizer, base], steps)
+    parts["step() beside AdamW's"] = outer - inner
     merges = statistics.median(timed(contender.turn)[0] for _ in range(3))
     parts["merge / κ"] = steps * merges / KAPPA
     return {name: value / whole for name, value in parts.items()}
 
 
-def _timed_within(contender: Contender, method: str, steps: int) -> float:
-    """Return the processor seconds spent inside a method of the optimizer over so many steps."""
-    optimizer, spent = contender.optimizer, 0.0
-    original = getattr(optimizer, method)
+def _timed_within(
+    contender: Contender, optimizers: Sequence[torch.optim.Optimizer], steps: int
+) -> list[float]:
+    """Return the processor seconds that so many steps spend inside each optimizer's ``step``."""
+    spent = [0.0] * len(optimizers)
 
-    def clocked(*args: Any, **kwargs: Any) -> Any:
-        nonlocal spent
-        start = time.process_time()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            spent += time.process_time() - start
+    def clocked(place: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                spent[place] += time.process_time() - start
 
-    setattr(optimizer, method, clocked)
+        return step
+
+    for place, optimizer in enumerate(optimizers):
+        optimizer.step = clocked(place, optimizer.step)  # type: ignore[method-assign]
     try:
         for _ in range(steps):
             contender.step()
     finally:
-        delattr(optimizer, method)
+        for optimizer in optimizers:
+            del optimizer.step
     return spent
 
 
@@ -339,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         n: build(subject.model(), subject.batch) for n, build in contenders(subject.drawn).items()
     }
     times = rounds(subject, made, options.rounds, options.seed)
-    share = own_share(made[OURS])
+    share = own_share(subject, made[OURS])
     rows = summary(subject, times, memory)
     head = f"{subject.name}: {subject.drawn} of {subject.blocks} blocks drawn, "
     print(f"{head}{options.rounds} rounds, seed {options.seed}; {provenance_line()}; ", end="")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from benchmarks import minilm
 from benchmarks.methods import METHODS
@@ -90,6 +91,83 @@ def test_the_ledger_example_exports_what_it_rolled_back_to(tmp_path: Path) -> No
     assert cells["exact adapter"][0] == cells[best][0]
     assert float(cells["exact adapter"][1]) == 0 < float(cells["adapter, rank 1"][1])
     assert len(list((tmp_path / "out" / "run").glob("booster-*.safetensors"))) == 3
+
+
+# Several processes
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+
+
+def steps_printed(done: subprocess.CompletedProcess[str]) -> dict[int, str]:
+    """What the first process printed of each step."""
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    return {int(line.split()[1].rstrip(":")): line for line in lines}
+
+
+@needs_model
+@pytest.mark.distributed
+def test_a_killed_run_ends_and_the_next_goes_on(tmp_path: Path) -> None:
+    script, out = ROOT / "examples" / "ddp.py", tmp_path / "checkpoint"
+    options = ("--steps", 4, "--batch-size", 4, "--save-every", 2, "--out", out)
+    killed = run(*TWO, write_killer(tmp_path, script), *options, cwd=tmp_path)
+    assert killed.returncode != 0 and out.exists(), killed.stdout
+    assert list(steps_printed(run(*TWO, script, *options, cwd=tmp_path))) == [2, 3]
+
+
+def write_killer(folder: Path, script: Path) -> Path:
+    """The script, but its second process dies in the third step as if out of memory."""
+    killer = folder / "killer.py"
+    killer.write_text(
+        "import os, runpy, signal, torch\n"
+        "calls, step = [], torch.nn.utils.clip_grad_norm_\n"
+        "def die(*args, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(*args, **kwargs)\n"
+        "torch.nn.utils.clip_grad_norm_ = die\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n",
+        encoding="utf-8",
+    )
+    return killer
+
+
+@needs_model
+@pytest.mark.distributed
+def test_the_fsdp2_example_saves_in_every_process(tmp_path: Path) -> None:
+    options = ("--steps", 2, "--batch-size", 4, "--save-every", 2, "--out", tmp_path / "out")
+    done = run(*TWO, ROOT / "examples" / "fsdp2.py", *options, cwd=tmp_path)
+    assert list(steps_printed(done)) == [0, 1]
+    saved = {file.name for file in (tmp_path / "out" / "2").iterdir()}
+    assert saved == {"model", "optimizer-0.pt", "optimizer-1.pt"}
+
+
+@needs_model
+@pytest.mark.distributed
+def test_the_accelerate_example_trains_in_two_processes(tmp_path: Path) -> None:
+    launch = ("-m", "accelerate.commands.launch", "--config_file")
+    config = ROOT / "examples" / "accelerate" / "ddp.yaml"
+    script = ROOT / "examples" / "accelerate_loop.py"
+    options = ("--steps", 2, "--batch-size", 2, "--out", tmp_path / "state")
+    assert list(steps_printed(run(*launch, config, script, *options, cwd=tmp_path))) == [0, 1]
+
+
+@needs_model
+@pytest.mark.distributed
+def test_the_trainer_example_trains_in_two_processes(tmp_path: Path) -> None:
+    options = ("--steps", 2, "--batch-size", 2, "--save-steps", 2, "--out", tmp_path / "out")
+    done = run(*TWO, ROOT / "examples" / "trainer.py", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best accuracy") == 1  # one run in two processes, not two runs
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_accelerate_reads_the_config_files(name: str) -> None:
+    config = load_config_from_file(str(ROOT / "examples" / "accelerate" / f"{name}.yaml"))
+    assert config.distributed_type == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[name]
+    assert name != "fsdp2" or config.fsdp_config["fsdp_version"] == 2
 
 
 # The command line

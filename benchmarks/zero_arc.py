@@ -28,9 +28,7 @@ def main() -> None:
     args = arguments()
     if args.stage is not None:
         import deepspeed
-
-        # Compiles nothing: see docs/deepspeed.md.
-        import torch_xgb.integrations.deepspeed  # noqa: F401
+        import torch_xgb.integrations.deepspeed  # noqa: F401 - makes "BoostedLowRank" known
 
         deepspeed.init_distributed()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,6 +1,8 @@
 """The parts of the DeepSpeed integration that need no engine: the JSON, the limits, overflow."""
 
+import json
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch_xgb.integrations.zero_client import Client
-from torch_xgb.integrations.zero_json import from_json
+from torch_xgb.integrations.zero_json import NAME, from_json
 from torch_xgb.integrations.zero_limits import refuse
 
 from tiny import batches, stack
@@ -30,6 +32,15 @@ def test_json_defaults_to_adamw_and_makes_tuples() -> None:
     optimizer = from_json(stack(dtype=torch.float32), {"lr": 0.1, "betas": [0.8, 0.9]})
     assert type(optimizer.base) is AdamW
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_examples_configurations(stage: int) -> None:
+    folder = Path(__file__).resolve().parents[1] / "examples" / "deepspeed"
+    config = json.loads((folder / f"zero{stage}.json").read_text(encoding="utf-8"))
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["optimizer"]["type"] == NAME
+    assert from_json(stack(dtype=torch.float32), config["optimizer"]["params"]).booster_index == 0
 
 
 def test_json_base_by_dotted_path() -> None:

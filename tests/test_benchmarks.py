@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import minilm, trec
+from benchmarks import distributed, minilm, trec
 from benchmarks.classification import Encoded, Row, hold_out, make_task, read_jsonl
 from benchmarks.docstrings import CHAPTERS, docstring_task
 from benchmarks.finetune import Bench, Settings
@@ -223,3 +223,32 @@ def test_trec_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCH_XGB_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match="TORCH_XGB_DATA"):
         trec.main([])
+
+
+# Several processes
+
+
+@pytest.mark.distributed
+def test_the_routes_are_compared_with_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    distributed.main(["--route", "DDP", "--steps", "5", "--json", str(file)])
+    rows = json.loads(file.read_text())["routes"]
+    assert [(row["world size"], row["dtype"]) for row in rows] == [
+        (size, dtype) for size in (1, 2) for dtype in ("float32", "bfloat16")
+    ]
+    for row in rows:
+        assert row["merges"] == 1 and row["in merges"] == 0
+        assert row["sent"] == row["factors"] > 0
+        assert row["loss difference"] < (1e-6 if row["dtype"] == "float32" else 0.02)
+    assert capsys.readouterr().out.count("| DDP") == 4
+
+
+def test_a_route_that_lacks_its_framework_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(distributed, "run", lambda *args: {})
+    distributed.main(["--route", "DeepSpeed stage 3"])
+    assert "skipped DeepSpeed stage 3: deepspeed is not installed" in capsys.readouterr().out

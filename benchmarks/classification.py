@@ -1,4 +1,4 @@
-"""Text classification data: rows with a label, checked once, then tokenised into batches."""
+"""Text data: rows with a label or a score, checked once, then tokenised into batches."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-Label = int | str
+Label = int | str | float
 Batch = dict[str, torch.Tensor]
 _FIELDS = ("sentence1", "sentence2", "label")
 
@@ -25,16 +25,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to learn from and rows to score on, with the labels that both may carry."""
+    """Rows to learn from and rows to score on, with the labels that both may carry.
+
+    A regression has no labels: its rows carry numbers.
+    """
 
     name: str
     train: Sequence[Row]
     dev: Sequence[Row]
     labels: tuple[Label, ...]
     notes: str = ""
+    metric: str = "accuracy"
 
     def __str__(self) -> str:
         """Say what the task is made of."""
+        if not self.labels:
+            return f"{self.name}: {len(self.train)} train, {len(self.dev)} dev, a regression"
         common = Counter(row.label for row in self.dev).most_common(1)[0]
         counts = Counter(row.label for row in self.train)
         return (
@@ -44,8 +50,14 @@ class Task:
         )
 
 
-def make_task(name: str, train: Sequence[Row], dev: Sequence[Row], notes: str = "") -> Task:
-    """Check that a classifier can be trained on ``train`` and scored on ``dev``.
+def make_task(
+    name: str,
+    train: Sequence[Row],
+    dev: Sequence[Row],
+    notes: str = "",
+    metric: str = "accuracy",
+) -> Task:
+    """Check that a model can be trained on ``train`` and scored on ``dev``.
 
     Raises:
         ValueError: If a part is empty, train has a single class, dev has labels that train
@@ -57,6 +69,8 @@ def make_task(name: str, train: Sequence[Row], dev: Sequence[Row], notes: str = 
     kinds = {type(row.label).__name__ for row in (*train, *dev)}
     if len(kinds) > 1:
         raise ValueError(f"{name}: labels must be of one type, got {' and '.join(sorted(kinds))}")
+    if kinds == {"float"}:
+        return Task(name, train, dev, (), notes, metric)
     labels = tuple(
         sorted({row.label for row in train}, key=lambda label: (str(type(label)), label))
     )
@@ -72,11 +86,13 @@ def make_task(name: str, train: Sequence[Row], dev: Sequence[Row], notes: str = 
         )
     if len({row.sentence2 is None for row in (*train, *dev)}) > 1:
         raise ValueError(f"{name}: some rows have sentence2 and some have not; all or none must")
-    return Task(name, train, dev, labels, notes)
+    return Task(name, train, dev, labels, notes, metric)
 
 
-def read_jsonl(path: Path) -> list[Row]:
+def read_jsonl(path: Path, scores: bool = False) -> list[Row]:
     """Read rows from JSON lines with the fields ``sentence1``, ``label`` and maybe ``sentence2``.
+
+    With ``scores``, labels are numbers to be predicted.
 
     Raises:
         ValueError: If a line is no such row, or there are none; the file and line are named.
@@ -84,13 +100,13 @@ def read_jsonl(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            rows.append(_row(line, f"{path}:{number}"))
+            rows.append(_row(line, f"{path}:{number}", scores))
     if not rows:
         raise ValueError(f"{path}: the file has no rows")
     return rows
 
 
-def _row(line: str, where: str) -> Row:
+def _row(line: str, where: str, scores: bool) -> Row:
     """Parse one line of a JSON lines file."""
     try:
         fields = json.loads(line)
@@ -105,23 +121,29 @@ def _row(line: str, where: str) -> Row:
     sentences = (fields["sentence1"], fields.get("sentence2"))
     if not isinstance(sentences[0], str) or not isinstance(sentences[1], str | None):
         raise ValueError(f"{where}: sentences must be text, got {sentences!r:.80}")
+    if scores and type(fields["label"]) in (int, float):
+        return Row(*sentences, float(fields["label"]))
     if isinstance(fields["label"], bool) or not isinstance(fields["label"], int | str):
         raise ValueError(
-            f"{where}: a label must be a whole number or a word, got {fields['label']!r}; "
-            "scores (regression) are not supported here"
+            f"{where}: a label must be a whole number or a word, or a number "
+            f"where a task is a regression, got {fields['label']!r}"
         )
     return Row(*sentences, fields["label"])
 
 
-def hold_out(task: Task, share: float = 0.15, seed: int = 0) -> Task:
-    """Split train in two, so that a search never sees the rows that are scored in the end."""
+def hold_out(task: Task, share: float = 0.15, seed: int = 0, most: int = 500) -> Task:
+    """Split train in two, so that a search never sees the rows that are scored in the end.
+
+    A share of the rows is held out, but not more than ``most``.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(task.train), generator=generator).tolist()
-    size = max(1, round(share * len(order)))
+    size = max(1, min(most, round(share * len(order))))
     train = [task.train[i] for i in order[size:]]
     seen = {row.label for row in train}
-    dev = [task.train[i] for i in order[:size] if task.train[i].label in seen]
-    return make_task(f"{task.name}, part of train held out", train, dev)
+    held_out = [task.train[i] for i in order[:size]]
+    dev = [row for row in held_out if not task.labels or row.label in seen]
+    return make_task(f"{task.name}, part of train held out", train, dev, metric=task.metric)
 
 
 class Encoded:
@@ -141,7 +163,8 @@ class Encoded:
         self._features = [
             {name: values[i] for name, values in encoding.items()} for i in range(len(rows))
         ]
-        self._labels = torch.tensor([labels.index(row.label) for row in rows])
+        values = [labels.index(row.label) if labels else row.label for row in rows]
+        self._labels = torch.tensor(values)
         self._pad = tokenizer.pad
 
     def __len__(self) -> int:

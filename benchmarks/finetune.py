@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from benchmarks import minilm
+from benchmarks import metrics, minilm
 from benchmarks.classification import Batch, Encoded, Task
 from benchmarks.memory import peak_memory
 from benchmarks.methods import Method, Trainee
@@ -38,7 +38,9 @@ class Outcome:
 
     model: nn.Module
     score: float
+    dev_loss: float
     loss: float  # mean of the last tenth of the steps
+    curve: tuple[float, ...]  # means of thirty stretches of the training loss
     trainable: int
     head: int
     total: int
@@ -82,7 +84,8 @@ class Bench:
         windows = [seconds[i : i + _WINDOW] for i in range(0, max(1, steps - _WINDOW + 1), _WINDOW)]
         step_ms = 1e3 * statistics.median(map(statistics.fmean, windows))
         loss = statistics.fmean(losses[-max(1, steps // 10) :])
-        return Outcome(model, self.score(model), loss, *sizes, step_ms)
+        score, dev_loss = self.evaluate(model)
+        return Outcome(model, score, dev_loss, loss, _thinned(losses), *sizes, step_ms)
 
     def peak_memory(self, method: Method, lr: float, steps: int = 3, boosters: int = 4) -> int:
         """Return the peak bytes above the model's weights: the first ``steps`` steps, repeated.
@@ -94,7 +97,7 @@ class Bench:
         batches = list(self._batches(steps, self.settings.seed))
 
         def track() -> None:
-            trainee = method.build(model, lr, self.settings.seed)
+            trainee = method.build(model, lr, self.settings.seed, **method.options)
             for batch in batches:
                 _step(trainee, batch)
             for _ in range(boosters - 1):
@@ -103,24 +106,28 @@ class Bench:
 
         return peak_memory(track, self.device)
 
-    @torch.no_grad()
     def score(self, model: nn.Module) -> float:
-        """Return the share of dev rows that the model labels right."""
+        """Return the task's score of a model on dev."""
+        return self.evaluate(model)[0]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Return the task's score of a model on dev, and its loss there."""
         model.to(self.device).eval()
-        right = 0
-        batches = tqdm(self.dev.ordered_batches(64), "dev", unit="batch", leave=False)
-        for batch in batches:
-            batch = {name: values.to(self.device) for name, values in batch.items()}
-            labels = batch.pop("labels")
-            right += int((model(**batch).logits.argmax(-1) == labels).sum())
-        return right / len(self.dev)
+        outputs, labels = [], []
+        for batch in tqdm(self.dev.ordered_batches(64), "dev", unit="batch", leave=False):
+            labels.append(batch.pop("labels"))
+            moved = {name: values.to(self.device) for name, values in batch.items()}
+            outputs.append(model(**moved).logits.float().cpu())
+        rows, truth = torch.cat(outputs), torch.cat(labels)
+        return metrics.score(self.task.metric, rows, truth), metrics.loss(rows, truth)
 
     def _build(self, method: Method, lr: float, seed: int) -> tuple[Trainee, tuple[int, int, int]]:
         """Load a fresh model and hand it to the method; count what is trained of what."""
         model = minilm.classifier(self.task.labels, seed).to(self.device).train()
         total = sum(parameter.numel() for parameter in model.parameters())
         head = sum(p.numel() for name, p in model.named_parameters() if minilm.is_head(name))
-        trainee = method.build(model, lr, seed)
+        trainee = method.build(model, lr, seed, **method.options)
         groups = trainee.optimizer.param_groups
         trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
         torch.manual_seed(seed)
@@ -151,3 +158,10 @@ def _step(trainee: Trainee, batch: Batch) -> float:
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
     return float(loss.detach())
+
+
+def _thinned(losses: list[float], points: int = 30) -> tuple[float, ...]:
+    """Average a curve over as many stretches of equal length."""
+    edges = [round(i * len(losses) / points) for i in range(points + 1)]
+    parts = (losses[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b)
+    return tuple(round(statistics.fmean(part), 4) for part in parts)

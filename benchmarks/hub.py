@@ -8,8 +8,10 @@ from benchmarks.classification import Row, Task, make_task
 _DEV_PARTS = ("validation", "validation_matched", "test")
 
 
-def hub_task(name: str) -> Task:
+def hub_task(name: str, scores: bool = False) -> Task:
     """Load ``"glue/mrpc"``, ``"user/name"`` or ``"user/name/configuration"``.
+
+    With ``scores``, labels are numbers to be predicted.
 
     Raises:
         ValueError: If ``datasets`` is missing, the hub cannot be reached or does not know the
@@ -34,10 +36,11 @@ def hub_task(name: str) -> Task:
     dev = next((part for part in _DEV_PARTS if part in parts), None)
     if dev is None or "train" not in parts:
         raise ValueError(f"{name} has the parts {list(parts)}; needed are train and {_DEV_PARTS}")
-    return make_task(name, _rows(name, parts["train"]), _rows(name, parts[dev]), f"scored on {dev}")
+    train, held = (_rows(name, parts[part], scores) for part in ("train", dev))
+    return make_task(name, train, held, f"scored on {dev}")
 
 
-def _rows(name: str, part: Iterable[dict[str, Any]]) -> list[Row]:
+def _rows(name: str, part: Iterable[dict[str, Any]], scores: bool) -> list[Row]:
     """Take the columns of text, one or two, and the label; leave out rows without a label."""
     rows = []
     for fields in part:
@@ -45,11 +48,13 @@ def _rows(name: str, part: Iterable[dict[str, Any]]) -> list[Row]:
             value for key, value in fields.items() if isinstance(value, str) and key != "label"
         ]
         label = fields.get("label")
-        if not 1 <= len(texts) <= 2 or isinstance(label, bool) or not isinstance(label, int | str):
+        kinds = (int, float) if scores else (int, str)
+        if not 1 <= len(texts) <= 2 or isinstance(label, bool) or not isinstance(label, kinds):
             raise ValueError(
                 f"{name}: expected one or two columns of text and a label that is a whole number "
                 f"or a word, got {fields!r:.200}"
             )
         if label != -1:
-            rows.append(Row(texts[0], texts[1] if len(texts) > 1 else None, label))
+            value = float(label) if scores else label
+            rows.append(Row(texts[0], texts[1] if len(texts) > 1 else None, value))
     return rows

@@ -37,7 +37,7 @@ from benchmarks.docstrings import docstring_task
 from benchmarks.precision_runs import KAPPA, Kept, Lab, Setting, kept
 from benchmarks.provenance import provenance, provenance_line
 from benchmarks.table import table
-from benchmarks.trec import load_trec
+from benchmarks.tasks import load_task
 from torch_xgb.lowrank import kaiming_bound
 from torch_xgb.merge import Merger
 from torch_xgb.targets import Weight
@@ -114,7 +114,7 @@ def _cells(runs: Sequence[Record]) -> list[str]:
 
 def load(name: str) -> Task:
     """Load a task by its name."""
-    return load_trec() if name == "trec" else docstring_task()
+    return load_task("TREC") if name == "trec" else docstring_task()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

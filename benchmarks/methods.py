@@ -1,20 +1,23 @@
-"""The four ways to fine-tune that are compared: a model in, a model and its optimizer out.
+"""The ways to fine-tune that are compared: a model in, a model and its optimizer out.
 
-The head (pooler and classifier) is trained in full in all four, at the same rate as the rest.
+The head (pooler and classifier) is trained in full in all of them, at the same rate as the rest.
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from benchmarks.bases import Dynamics, attach
 from benchmarks.minilm import HEAD, is_head
 from torch_xgb import BoostedLowRankOptimizer
 
 ENCODER_LINEARS = r".*encoder\.layer\..*\.(query|key|value|dense)"
+QUERY_VALUE = r".*encoder\.layer\..*\.(query|value)"
 
 
 @dataclass(frozen=True)
@@ -29,31 +32,49 @@ class Trainee:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to fine-tune, with the rates that a search tries (as many for every method)."""
+    """A way to fine-tune, with the rates that a search tries (as many for every method).
+
+    ``build`` takes a model, a rate and a seed, and ``options`` as keywords. The builder's name and
+    the options, plain JSON, are what a record knows a method by.
+    """
 
     name: str
-    build: Callable[[nn.Module, float, int], Trainee]
+    build: Callable[..., Trainee]
     lr: float
     grid: tuple[float, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells a method from others, whatever it is called in a table."""
+        return {"build": self.build.__name__, "options": dict(self.options)}
 
 
 def head_only(model: nn.Module, lr: float, seed: int) -> Trainee:
     """Train the head, on an encoder left as it is."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_head(name))
-    head = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Trainee(model, AdamW(head, lr=lr, weight_decay=0.0), lambda: model)
+    return _part(model, lr, is_head)
+
+
+def bitfit(model: nn.Module, lr: float, seed: int) -> Trainee:
+    """Train the biases and the head."""
+    return _part(model, lr, lambda name: is_head(name) or name.endswith(".bias"))
 
 
 def full(model: nn.Module, lr: float, seed: int) -> Trainee:
     """Train every parameter."""
-    return Trainee(model, AdamW(model.parameters(), lr=lr, weight_decay=0.0), lambda: model)
+    return _part(model, lr, lambda name: True)
 
 
-def lora(model: nn.Module, lr: float, seed: int) -> Trainee:
-    """Train PEFT's LoRA, rank 8 and alpha 16, on all linear layers of the encoder."""
+def lora(
+    model: nn.Module, lr: float, seed: int, r: int = 8, alpha: int = 16, **options: Any
+) -> Trainee:
+    """Train PEFT's LoRA on all linear layers of the encoder; options are LoraConfig's."""
     config = LoraConfig(
-        r=8, lora_alpha=16, target_modules=ENCODER_LINEARS, modules_to_save=list(HEAD)
+        r=r,
+        lora_alpha=alpha,
+        target_modules=ENCODER_LINEARS,
+        modules_to_save=list(HEAD),
+        **options,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks for this under a name that transformers 5 deprecates.
@@ -64,35 +85,60 @@ def lora(model: nn.Module, lr: float, seed: int) -> Trainee:
     return Trainee(adapted, optimizer, adapted.merge_and_unload)
 
 
-def xgblora(model: nn.Module, lr: float, seed: int) -> Trainee:
-    """Train rank-1 boosters of 8 steps on all linear layers of 4 drawn blocks.
+def xgblora(model: nn.Module, lr: float, seed: int, **options: Any) -> Trainee:
+    """Train boosters: by default of rank 1, 8 steps, on all linear layers of 4 drawn blocks.
 
     Everything is the paper's default but the number of blocks: it draws 8 of RoBERTa's 12, and
-    4 of MiniLM's 6 is the same share.
+    4 of MiniLM's 6 is the same share. Options are the library's, or a ``Dynamics``'.
     """
-    optimizer = BoostedLowRankOptimizer(
-        AdamW,
-        model,
-        r=1,
-        kappa=8,
-        layers_per_booster=4,
-        target_modules=ENCODER_LINEARS,
-        modules_to_save=list(HEAD),
-        seed=seed,
-        lr=lr,
-        weight_decay=0.0,
-    )
+    how, rest = Dynamics.split(options)
+    given = {
+        "r": 1,
+        "kappa": 8,
+        "layers_per_booster": 4,
+        "target_modules": ENCODER_LINEARS,
+        "modules_to_save": list(HEAD),
+        **rest,
+    }
+    if how == Dynamics():
+        given |= {"lr": lr, "seed": seed, "weight_decay": 0.0}
+        optimizer = BoostedLowRankOptimizer(AdamW, model, **given)
+    else:
+        optimizer = attach(model, how, seed, lr, **given)
     return Trainee(model, optimizer, optimizer.finalize, optimizer.merge)
+
+
+def _part(model: nn.Module, lr: float, trained: Callable[[str], bool]) -> Trainee:
+    """Train the parameters with such names by AdamW."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained(name))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Trainee(model, AdamW(parameters, lr=lr, weight_decay=0.0), lambda: model)
 
 
 # The rates are those that `python examples/finetune_classifier.py --search` found (seed 0, 440
 # rows held out of train), the best inside the grid for every method.
-METHODS = {
-    method.name: method
-    for method in (
-        Method("head only", head_only, 5e-3, (1e-3, 2e-3, 5e-3, 1e-2)),
-        Method("full fine-tuning", full, 5e-4, (1e-4, 2e-4, 5e-4, 1e-3)),
-        Method("PEFT LoRA r=8", lora, 2e-3, (5e-4, 1e-3, 2e-3, 5e-3)),
-        Method("XGBLoRA r=1", xgblora, 2e-3, (1e-3, 2e-3, 5e-3, 1e-2)),
+HEAD_ONLY = Method("head only", head_only, 5e-3, (1e-3, 2e-3, 5e-3, 1e-2))
+FULL = Method("full fine-tuning", full, 5e-4, (1e-4, 2e-4, 5e-4, 1e-3))
+LORA = Method("PEFT LoRA r=8", lora, 2e-3, (5e-4, 1e-3, 2e-3, 5e-3))
+XGBLORA = Method("XGBLoRA r=1", xgblora, 2e-3, (1e-3, 2e-3, 5e-3, 1e-2))
+METHODS = {method.name: method for method in (HEAD_ONLY, FULL, LORA, XGBLORA)}
+
+
+def compared(steps: int) -> dict[str, Method]:
+    """Return every method of the tables, for runs of so many steps."""
+    half, quarter = max(1, steps // 2), max(1, steps // 4)
+    relora = {"r": 8, "kappa": quarter, "layers_per_booster": None, "lora_alpha": 16}
+    cola = relora | {"kappa": [half], "target_modules": QUERY_VALUE}
+    methods = (
+        HEAD_ONLY,
+        FULL,
+        Method("BitFit", bitfit, 5e-3, (1e-3, 2e-3, 5e-3, 1e-2)),
+        LORA,
+        Method("PEFT LoRA r=1", lora, 2e-3, LORA.grid, {"r": 1, "alpha": 2}),
+        Method("PEFT DoRA r=8", lora, 2e-3, LORA.grid, {"use_dora": True}),
+        Method("ReLoRA-like r=8", xgblora, 2e-3, LORA.grid, relora | {"keep": "all"}),
+        Method("COLA r=8", xgblora, 2e-3, LORA.grid, cola),
+        XGBLORA,
     )
-}
+    return {method.name: method for method in methods}

@@ -41,11 +41,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def classifier(labels: Sequence[Label], seed: int) -> PreTrainedModel:
-    """Load the encoder with a new classification head drawn from the seed."""
+    """Load the encoder with a new head drawn from the seed; a regression's for no labels."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    names = {i: str(label) for i, label in enumerate(labels)}
+    names = {i: str(label) for i, label in enumerate(labels or ("score",))}
     return AutoModelForSequenceClassification.from_pretrained(
         folder(), id2label=names, label2id={name: i for i, name in names.items()}
     )

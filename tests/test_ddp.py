@@ -1,5 +1,8 @@
 """DistributedDataParallel around a boosted model: two processes do what one does."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -126,3 +129,29 @@ def _resume(folder: str) -> tuple[list[float], list[float]]:
 def test_resume_inside_a_booster(tmp_path: Path) -> None:
     for straight, resumed in run(_resume, 2, str(tmp_path)):
         assert straight == resumed
+
+
+def _torchrun(folder: Path, *args: str) -> int:
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*command, str(here / "killed.py"), str(folder), "8", *args],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=180,  # of a hang, not of a slow machine
+    ).returncode
+
+
+def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_goes_on(tmp_path: Path) -> None:
+    broken, straight = tmp_path / "broken", tmp_path / "straight"
+    for folder in (broken, straight):
+        folder.mkdir()
+    assert _torchrun(broken, "5") != 0
+    assert not (broken / "end0.pt").exists()
+    assert _torchrun(broken) == 0
+    assert _torchrun(straight) == 0
+    first, resumed = torch.load(broken / "end0.pt", weights_only=True)
+    assert first == 5
+    for name, weight in torch.load(straight / "end0.pt", weights_only=True)[1].items():
+        assert torch.equal(resumed[name], weight)

@@ -81,7 +81,7 @@ def _train(settings: dict[str, Any], how: str) -> dict[str, Any]:
 CASES = {
     "lora": ({}, "blocks"),
     "after": ({"modules_to_save": ["head"]}, "after"),
-    "head": ({"modules_to_save": ["head"]}, "blocks"),
+    "head": ({"modules_to_save": ["head"], "init": "gradient"}, "blocks"),
     "direft": ({"adapter": "direft"}, "blocks"),
     "bias-hybrid": ({"bias": "targets"}, "hybrid"),
     "conv1d": ({}, "conv1d"),

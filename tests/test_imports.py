@@ -33,12 +33,16 @@ ALLOWED: dict[str, set[str]] = {
     "agreement": {"fingerprints", "places"},
     "forms": {"lowrank", "targets"},
     "adapter": {"forms", "targets"},
+    "directions": {"adapter"},
     "slots": {"targets"},
     "booster": {"adapter", "forms", "lowrank", "slots", "targets"},
     "admission": {"places", "slots"},
     "sharing": {"averaging", "booster", "places"},
     "merge": {"lowrank", "samplers", "targets"},
     "resume": {"adapter", "fingerprints", "lowrank", "merge", "places", "targets"},
+    "footprint": set(),
+    "shapes": set(),
+    "forecast": {"booster", "footprint", "forms", "settings", "shapes", "targets"},
     "record": {"forms", "report", "targets"},
     "scores": {"store"},
     "history": {"record", "store"},
@@ -60,10 +64,15 @@ ALLOWED["ledger"] = {
 ALLOWED["recorder"] = {"forms", "ledger", "record", "report", "targets"}
 ALLOWED["optimizer"] = set(ALLOWED)
 ALLOWED["__init__"] = set(ALLOWED)
-ALLOWED["__main__"] = {"ledger"}
+ALLOWED["__main__"] = {"forecast", "ledger", "merge", "shapes"}
 OUTSIDE = sys.stdlib_module_names | {"torch"}
 # What an extra brings, imported inside the functions that need it.
-EXTRAS = {"ledger": {"matplotlib"}, "plot": {"matplotlib"}, "store": {"safetensors"}}
+EXTRAS = {
+    "ledger": {"matplotlib"},
+    "plot": {"matplotlib"},
+    "shapes": {"transformers"},
+    "store": {"safetensors"},
+}
 FRAMEWORKS = {"accelerate", "datasets", "deepspeed", "integrations", "peft", "transformers"}
 FRAMEWORKS |= set().union(*EXTRAS.values())
 

@@ -607,3 +607,42 @@ def test_resumed_model_scores_as_the_saved_one() -> None:
     its_optimizer = boosted(other)
     load(other, its_optimizer, checkpoint)
     assert torch.equal(cross_entropy(other(x), y), score)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_folded_in_for_a_while(dtype: torch.dtype) -> None:
+    """The weights themselves are what the state_dict says, and then again what they were."""
+    model = stack(dtype=dtype)
+    optimizer = boosted(model)
+    train(model, optimizer, batches(4, dtype))
+    frozen, folded = values(model), model.state_dict()
+    x = batches(1, dtype, seed=5)[0][0]
+    expected = model(x)
+    with optimizer._pending.folded_in():
+        for name, parameter in model.named_parameters():
+            if name in folded:
+                assert torch.equal(parameter, folded[name]), name
+        assert all(map(torch.equal, model.state_dict().values(), folded.values()))
+        assert torch.allclose(model(x), expected, atol=1e-2 if dtype.itemsize == 2 else 1e-5)
+    assert same_values(model, frozen)
+    assert torch.equal(model(x), expected)
+
+
+def test_folded_in_ends_with_an_error_too() -> None:
+    model = stack()
+    optimizer = boosted(model)
+    train(model, optimizer, batches(4))
+    frozen = values(model)
+    with pytest.raises(KeyError), optimizer._pending.folded_in():
+        raise KeyError
+    assert same_values(model, frozen)
+
+
+def test_slots_set_apart_train_alike() -> None:
+    models = [stack(), stack()]
+    optimizers = [boosted(model) for model in models]
+    optimizers[1]._booster.set_apart()
+    assert not [name for name, _ in models[1].named_parameters() if "boosters" in name]
+    logs = [train(m, o, batches(8)) for m, o in zip(models, optimizers, strict=True)]
+    assert logs[0].losses == logs[1].losses
+    assert all(map(torch.equal, *(o.finalize().parameters() for o in optimizers)))

@@ -1,5 +1,6 @@
 """XGBLoRA: fine-tuning as gradient boosting with rank-1 LoRA boosters, as one line in a loop."""
 
+from torch_xgb.forecast import plan
 from torch_xgb.knots import LossPlateau
 from torch_xgb.ledger import Chain
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
@@ -12,6 +13,7 @@ __all__ = [
     "MergeReport",
     "Weighted",
     "__version__",
+    "plan",
 ]
 
 __version__ = "0.1.0"

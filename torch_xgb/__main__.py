@@ -1,4 +1,4 @@
-"""Command line: ``python -m torch_xgb plot RUN``."""
+"""Command line: ``python -m torch_xgb plot RUN`` and ``python -m torch_xgb plan MODEL``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from torch_xgb.forecast import plan
 from torch_xgb.ledger import Chain
+from torch_xgb.merge import MERGE_PRECISIONS
+from torch_xgb.shapes import KNOWN
 
 __all__ = ["main"]
 
@@ -17,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m torch_xgb")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_plot(commands)
+    _add_plan(commands)
     options = parser.parse_args(argv)
     try:
         options.run_command(options)
@@ -43,6 +49,46 @@ def _plot(options: argparse.Namespace) -> None:
     chain = Chain.load(options.run)
     chain.plot(out)
     print(f"{len(chain)} boosters drawn to {out}")
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    planned = commands.add_parser(
+        "plan", help="predict a step's memory and FLOPs", description=_plan.__doc__
+    )
+    planned.add_argument(
+        "model", metavar="MODEL", help=f"a folder with a config.json, or one of {', '.join(KNOWN)}"
+    )
+    dtypes = ("float32", "bfloat16", "float16")
+    add = planned.add_argument
+    add("--batch", type=int, default=1, help="rows (default: 1)")
+    add("--length", type=int, default=512, help="tokens a row (default: 512)")
+    add("--dtype", choices=dtypes, default="bfloat16", help="of the weights (default: bfloat16)")
+    add("--checkpointing", action="store_true", help="recompute each block in backward")
+    add("--card", type=float, metavar="GIB", help="say what fits a card of so many GiB")
+    add("--r", type=int, default=1, help="the boosters' rank (default: 1)")
+    add("--layers", type=int, help="blocks a booster draws (default: a third)")
+    add("--lora-r", type=int, default=8, help="the rank of the LoRA beside it (default: 8)")
+    add("--merge-precision", choices=MERGE_PRECISIONS, default="auto", help="(default: auto)")
+    add("--residual-device", help="'cpu' takes the residual off the card")
+    planned.set_defaults(run_command=_plan)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    """Predict what a step needs, from shapes alone, for XGBLoRA, LoRA and full fine-tuning."""
+    forecast = plan(
+        options.model,
+        batch=options.batch,
+        length=options.length,
+        dtype=getattr(torch, options.dtype),
+        checkpointing=options.checkpointing,
+        card=options.card,
+        r=options.r,
+        layers_per_booster=options.layers,
+        lora_r=options.lora_r,
+        merge_precision=options.merge_precision,
+        residual_device=options.residual_device,
+    )
+    print(forecast)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_xgb.places import is_dtensor, is_plain, is_sharded, place_of
+from torch_xgb.places import Whole, is_dtensor, is_plain, is_sharded, place_of
 from torch_xgb.slots import Slots
 
 __all__ = ["admit"]
@@ -55,6 +55,15 @@ def admit(model: nn.Module) -> None:
         "has weights that are neither plain tensors nor FSDP2's shards (another sharding, tensor "
         "parallelism or quantisation)",
         "build the optimizer on a model of plain tensors, or shard it by fully_shard",
+    )
+    _refuse(
+        (
+            name
+            for name, p in model.named_parameters()
+            if hasattr(p, "ds_tensor") and type(place_of(p)) is Whole
+        ),
+        "is partitioned by DeepSpeed's ZeRO-3",
+        "import torch_xgb.integrations.deepspeed first",
     )
     for parameter in model.parameters():
         place_of(parameter)  # says so if it is sharded in a way that merges cannot follow

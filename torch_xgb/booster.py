@@ -119,6 +119,13 @@ class Booster:
         self.slots = self.slots.with_parameters(self.factors)
         self._home.add_module("boosters", self.slots)
 
+    def set_apart(self) -> None:
+        """Move the slots out of the model, where somebody would take or shard what he finds in it.
+
+        The adapters go on computing with them.
+        """
+        self._home._modules.pop("boosters", None)
+
     def detach(self) -> None:
         """Take everything off the model and give ``requires_grad`` back."""
         for adapter in self.every_adapter:

@@ -19,6 +19,7 @@ from torch_xgb.admission import admit
 from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
+from torch_xgb.directions import INITS, aim, turn
 from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
 from torch_xgb.heads import select_saved
@@ -42,7 +43,7 @@ from torch_xgb.schedule import (
     layers_share,
     valid_shrinkage,
 )
-from torch_xgb.settings import finite_positive, integer, probability
+from torch_xgb.settings import finite_positive, integer, one_of, probability
 from torch_xgb.sharing import Sharing
 from torch_xgb.targets import check_rank, select_layers
 
@@ -93,6 +94,9 @@ class BoostedLowRankOptimizer(Optimizer):
         layer_sampler: "uniform" (the paper), "cyclic" (every block once before any twice), "window"
             (neighbours), "least-used", ``Weighted(odds)``, or any callable
             ``(seed, t, num_layers, layers_per_booster) -> indices``.
+        init: How A begins: "kaiming" (the paper: drawn like LoRA's), or "gradient": the first
+            step of a booster, which trains no pair, makes A a random combination of the rows of
+            the weight's gradient, found without a gradient of full size.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
@@ -155,6 +159,7 @@ class BoostedLowRankOptimizer(Optimizer):
         shrinkage: float | Sequence[float] | Callable[[int], float] = 1.0,
         factor_l2: float = 0.0,
         layer_sampler: str | Sampler = "uniform",
+        init: str = "kaiming",
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
         rewarmup_steps: int = 0,
@@ -171,6 +176,11 @@ class BoostedLowRankOptimizer(Optimizer):
         saved = select_saved(inner, modules_to_save)
         layers = select_layers(inner, target_modules, exclude_modules, saved.values())
         self._ends = boundary(kappa)
+        self._init = one_of("init", init, INITS)
+        if init == "gradient" and kappa == 1:
+            raise ValueError(
+                "init='gradient' spends the first step of a booster on A: kappa must be at least 2"
+            )
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
         self._plan = Plan(
             seed := integer("seed", seed),
@@ -209,6 +219,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "layers_per_booster": self._plan.layers_per_booster.plain,
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
             "lora_alpha": self._plan.lora_alpha,
+            "init": init,
             "merge_precision": merge_precision,
             "modules_to_save": sorted(saved),
             "seed": seed,
@@ -478,6 +489,9 @@ class BoostedLowRankOptimizer(Optimizer):
         ]
         if not self._gradients.prepare(factors, others):
             raise _Skipped(loss)
+        if self._init == "gradient" and self.booster_step == 0:
+            self._booster.reset(self._stream("factors"))
+            turn(self._booster.active)
 
     def _merge_active(self) -> MergeReport:
         """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
@@ -505,10 +519,15 @@ class BoostedLowRankOptimizer(Optimizer):
         """Begin a booster: new layers, fresh A, zero B, the base's state as if never stepped."""
         self._progress, self._active = progress, planned
         self._booster.bind(planned.layers, planned.r, planned.s)
-        self._booster.reset(stream(self._plan.seed, progress.booster_index, "factors"))
+        self._booster.reset(self._stream("factors"))
+        if self._init == "gradient":
+            aim(self._booster.active, self._stream("signs"))
         self._fresh_start.apply(self.base)
         if self._policy is not None:
             self._policy.begin()
+
+    def _stream(self, purpose: str) -> torch.Generator:
+        return stream(self._plan.seed, self.booster_index, purpose)
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         if saved.get("version") != _VERSION:

@@ -10,7 +10,8 @@ weights and state belong together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch_xgb.adapter import Adapter
 from torch_xgb.fingerprints import as_bits, fingerprints
 from torch_xgb.lowrank import widest
 from torch_xgb.merge import Merger, row_chunks
-from torch_xgb.places import gather, sharing_group
+from torch_xgb.places import gather, is_dtensor, sharing_group
 from torch_xgb.targets import Weight
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale
     return result
 
 
-def fold(adapter: Adapter, weight: Weight) -> Tensor:
-    """Return a weight, as kept here, with the adapter's pair merged in."""
+def fold(adapter: Adapter, weight: Weight, kept: Tensor | None = None) -> Tensor:
+    """Return a weight, as kept here or as given, with the adapter's pair merged in."""
     update = adapter.form.update(weight, _wide_factors(adapter), adapter.s)
-    return add_product(weight, weight.place.local, *update)
+    return add_product(weight, weight.place.local if kept is None else kept, *update)
 
 
 def unfold(adapter: Adapter, weight: Weight, merged: Tensor) -> Tensor:
@@ -161,6 +162,29 @@ class Pending:
                 residuals[name] = kept.to(device, copy=True, memory_format=torch.contiguous_format)
         self.merger.residuals = residuals
 
+    @contextmanager
+    def folded_in(self) -> Iterator[None]:
+        """Have the pending booster in the weights themselves for a while, and nowhere else.
+
+        For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
+        were, bitwise.
+        """
+        found = [(a, w, w.place.local.clone()) for a, w in self._weights() if a.pending]
+        lent = [(adapter, adapter.bound) for adapter in self.adapters if adapter.bound is not None]
+        try:
+            with torch.no_grad():
+                for adapter, weight, _ in found:
+                    _overwrite(weight, fold(adapter, weight))
+            for adapter, _ in lent:
+                adapter.bound = None
+            yield
+        finally:
+            for adapter, factors in lent:
+                adapter.bound = factors
+            with torch.no_grad():
+                for _, weight, kept in found:
+                    _overwrite(weight, kept)
+
     def _weights(self) -> Iterator[tuple[Adapter, Weight]]:
         for adapter in self.adapters:
             for weight in adapter.form.weights(adapter.target):
@@ -179,6 +203,13 @@ def _differing(weight: Weight, other: Tensor) -> Entries:
         return none, none, torch.empty(0, dtype=other.dtype)
     rows, columns, values = (torch.cat(part) for part in zip(*found, strict=True))
     return rows, columns, values
+
+
+def _overwrite(weight: Weight, kept: Tensor) -> None:
+    """Make what this process keeps of a weight equal to a tensor laid out alike."""
+    place = weight.place
+    place.local.copy_(kept)
+    place.changed()
 
 
 def _write(weight: Weight, entries: Entries) -> None:
@@ -220,9 +251,12 @@ class _FoldIn:
         if not self.adapter.pending:
             return
         for weight in _held(self.adapter, module):
-            key = prefix + weight.attribute
-            if key in state_dict:
-                state_dict[key] = weight.place.store(fold(self.adapter, weight))
+            key, place = prefix + weight.attribute, weight.place
+            stored = state_dict.get(key)
+            if is_dtensor(weight.parameter) and stored is not None:
+                state_dict[key] = place.store(fold(self.adapter, weight))
+            elif _fits(stored, weight):  # else shared out: an empty one, whose shards are elsewhere
+                state_dict[key] = fold(self.adapter, weight, stored)
 
 
 class _StartOver:
@@ -248,7 +282,7 @@ class _StartOver:
                 factor.zero_()
 
 
-def _fits(value: object, weight: Weight) -> bool:
+def _fits(value: object, weight: Weight) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and tuple(value.shape) == weight.place.shape
 
 

@@ -49,7 +49,7 @@ class Sharing:
         self.averager: Averager | None = None
         self._first_call = model.register_forward_pre_hook(self._before_first_call)
         self._unstepped = True
-        self._mixing = ExitStack()
+        self._at_detach = ExitStack()
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -59,9 +59,13 @@ class Sharing:
     def detach(self) -> None:
         """Take everything back."""
         self._first_call.remove()
-        self._mixing.close()
+        self._at_detach.close()
         if self.averager is not None:
             self.averager.remove()
+
+    def at_detach(self, call: Callable[[], object]) -> None:
+        """Have something called when the optimizer leaves the model."""
+        self._at_detach.callback(call)
 
     def settle(self, base: Optimizer) -> None:
         """Make every Parameter the one that is kept, and the optimizer's own.
@@ -142,7 +146,7 @@ class Sharing:
             # Their gradients are DTensors, the factors' are not, and clipping takes both at once.
             from torch.distributed.tensor.experimental import implicit_replication
 
-            self._mixing.enter_context(implicit_replication())
+            self._at_detach.enter_context(implicit_replication())
 
     def average(self, group: ProcessGroup | None, due: Callable[[], bool] = _always) -> None:
         """Average the factors' gradients from now on.

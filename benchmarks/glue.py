@@ -1,0 +1,112 @@
+"""GLUE in kind: every method on every task at the same number of steps, with the same search.
+
+    python -m benchmarks.glue                     # the full table; goes on where it stopped
+    python -m benchmarks.glue --quick             # 2 tasks, 4 methods, 16 steps: 15 minutes
+    python -m benchmarks.glue --tasks RTE CB --methods "XGBLoRA r=1" "PEFT LoRA r=8"
+
+MiniLM (all-MiniLM-L6-v2, 6 blocks, 22.7M parameters). Each method's learning rate is searched
+first, four rates on rows held out of train with seed 0; then every seed at the found rate is scored
+on the task's own dev or test rows. Runs are appended to benchmarks/results/runs.jsonl, and what is
+recorded there is not run again (--quick keeps its own in runs/quick.jsonl). A task whose rows are
+missing is left out, with the reason.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks import minilm
+from benchmarks.journal import Journal
+from benchmarks.methods import METHODS, Method, compared
+from benchmarks.sweep import FINAL, QUICK_RUNS, RUNS, Run, found_rate, interval, search_and_score
+from benchmarks.table import table
+from benchmarks.tasks import TASKS, load_task
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the table is run."""
+
+    tasks: Sequence[str] = tuple(TASKS)
+    methods: Sequence[str] = tuple(compared(1))
+    steps: int = 300
+    seeds: int = 3
+
+
+QUICK = Size(("TREC", "SST-2"), tuple(METHODS), 16, 1)
+
+
+def score_table(size: Size, journal: Journal) -> str:
+    """Lay out what is recorded: a row a method, a column a task, and the mean over all tasks."""
+    rows = []
+    for method in (m for name, m in compared(size.steps).items() if name in size.methods):
+        found = [scores(task, method, size, journal) for task in size.tasks]
+        cells = [_cell(values) for values in found]
+        complete = all(len(values) == size.seeds for values in found)
+        by_seed = [sum(parts) / len(parts) for parts in zip(*found, strict=False)]
+        rows.append([method.name, *cells, _cell(by_seed) if complete else "–"])
+    return table(["method", *size.tasks, "mean"], rows)
+
+
+def scores(task: str, method: Method, size: Size, journal: Journal) -> list[float]:
+    """Return the recorded scores of a method on a task at the rate its search found."""
+    lr = found_rate(task, method, size.steps, journal)
+    if lr is None:
+        return []
+    runs = [Run(task, method, lr, seed, size.steps, FINAL) for seed in range(size.seeds)]
+    return [journal[run.key]["score"] for run in runs if run.key in journal]
+
+
+def _cell(scores: Sequence[float]) -> str:
+    """Format percentages with their 95 % confidence interval."""
+    if not scores:
+        return "–"
+    mean, half = interval(scores)
+    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if len(scores) > 1 else "")
+
+
+def run(size: Size, journal: Journal) -> None:
+    """Do what is missing, task by task, so that a finished task has all its methods."""
+    for task in size.tasks:
+        try:
+            print(load_task(task), flush=True)
+        except (ValueError, OSError) as error:
+            print(f"left out: {error}", flush=True)
+            continue
+        for method in compared(size.steps).values():
+            if method.name in size.methods:
+                search_and_score(task, method, size.steps, range(size.seeds), journal)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    size = QUICK if (options := _parse(argv)).quick else Size()
+    given = {name: getattr(options, name) or getattr(size, name) for name in vars(size)}
+    size = Size(**given)
+    try:
+        minilm.folder()
+    except ValueError as error:
+        sys.exit(f"benchmarks.glue: {error}")
+    journal = Journal(QUICK_RUNS if options.quick else RUNS)
+    run(size, journal)
+    print(score_table(size, journal))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.glue",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a subset, by the same code")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), metavar="TASK")
+    parser.add_argument("--methods", nargs="+", choices=tuple(compared(1)), metavar="METHOD")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {Size.steps})")
+    parser.add_argument("--seeds", type=int, help=f"how many seeds (default: {Size.seeds})")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

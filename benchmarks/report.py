@@ -1,0 +1,249 @@
+"""The tables and plots of docs/results.md, from the recorded runs. Trains nothing.
+
+    python -m benchmarks.report            # rewrites what stands between the page's markers
+    python -m benchmarks.report --check    # fails if the page is not what the records say
+
+The page's prose is written by hand; a table stands between ``<!-- table: name -->`` and
+``<!-- end -->``. Every table ends with its runs, seeds, wall time and machine.
+"""
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import ablation, causal, dynamics, efficiency, glue, theory
+from benchmarks.curves import Curve, Point, draw, scatter
+from benchmarks.journal import Journal, Record, canonical
+from benchmarks.methods import Method, compared
+from benchmarks.sweep import RUNS, interval
+from benchmarks.table import table
+from benchmarks.tasks import TASKS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+PLOTS = PAGE.parent / "plots"
+STEPS, SEEDS = 300, 3
+_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def provenance(records: Iterable[Record]) -> str:
+    """Say what the records took and where they come from."""
+    found = list(records)
+    if not found:
+        return "Nothing is recorded yet."
+    hours = sum(r["wall_s"] for r in found) / 3600
+    machines = {
+        f"{p['machine']}, {p['cores']} cores, {p['threads']} thread, torch {p['torch']}, "
+        f"transformers {p['transformers']}, peft {p['peft']}"
+        for p in (r["provenance"] for r in found)
+    }
+    seeds = sorted({r["key"]["seed"] for r in found if "seed" in r["key"]})
+    about = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
+    return f"{len(found)} runs, {hours:.1f} h of wall time in all; {about}{'; '.join(machines)}."
+
+
+def _with_provenance(text: str, records: Iterable[Record]) -> str:
+    return f"{text}\n\n{provenance(records)}"
+
+
+def glue_block() -> str:
+    """Lay out GLUE in kind."""
+    journal = Journal(RUNS)
+    size = glue.Size(steps=STEPS)
+    used = _runs_of(compared(STEPS).values(), journal, (STEPS,))
+    return _with_provenance(glue.score_table(size, journal), used)
+
+
+def dynamics_block() -> str:
+    """Lay out the booster's dynamics at the shortest K, both tasks."""
+    journal = Journal(RUNS)
+    text = dynamics.dynamics_table(dynamics.TASK_NAMES, STEPS, SEEDS, journal)
+    return _with_provenance(text, _dynamics_records(journal, (STEPS,)))
+
+
+def crossing_block() -> str:
+    """Lay out and draw the score and loss on the scored rows against K."""
+    journal, rows, curves = Journal(RUNS), [], []
+    for name in dynamics.CURVES:
+        method = dynamics.variants()[name]
+        found = [dynamics.best("TREC", method, K, SEEDS, journal) for K in dynamics.CROSSING]
+        cells = [
+            f"{100 * interval([r['score'] for r in rs])[0]:.1f} ({len(rs)})" if rs else "–"
+            for rs in found
+        ]
+        rows.append([name, *cells])
+        points = [
+            (K, statistics.fmean(r["dev_loss"] for r in rs))
+            for K, rs in zip(dynamics.CROSSING, found, strict=True)
+            if rs
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            curves.append(Curve(name, x, y))
+    head = ["TREC, score (seeds)", *(f"K = {K}" for K in dynamics.CROSSING)]
+    if any(len(curve.x) > 1 for curve in curves):
+        title = "MiniLM on TREC, loss on the scored rows"
+        draw(PLOTS / "crossing.png", curves, "steps K", "loss", title, dots=True)
+    records = _dynamics_records(journal, dynamics.CROSSING[1:])
+    return _with_provenance(table(head, rows), records)
+
+
+def _dynamics_records(journal: Journal, lengths: Sequence[int]) -> list[Record]:
+    return _runs_of(dynamics.variants().values(), journal, lengths)
+
+
+def _runs_of(methods: Iterable[Method], journal: Journal, lengths: Sequence[int]) -> list[Record]:
+    """Return the runs of so many steps that these methods have at the rates of their grids."""
+    grids = {canonical(method.identity): method.grid for method in methods}
+    return [
+        r
+        for r in journal
+        if r["key"]["steps"] in lengths and r["key"]["lr"] in grids.get(_identity(r), ())
+    ]
+
+
+def _identity(record: Record) -> str:
+    return canonical({name: record["key"][name] for name in ("build", "options")})
+
+
+def ablation_block() -> str:
+    """Lay out every ablation of which something is recorded."""
+    journal, parts = Journal(RUNS), []
+    for setting, grid in ablation.GRIDS.items():
+        methods = [ablation.method(setting, value) for value in grid]
+        args = (STEPS, SEEDS, journal)
+        if any(ablation.recorded(m, t, *args) for m in methods for t in ablation.TASK_NAMES):
+            parts.append(ablation.ablation_table(setting, ablation.TASK_NAMES, *args))
+    return "\n\n".join(parts) or "Nothing is recorded yet."
+
+
+def theory_block() -> str:
+    """Draw the theorems' plots and list what they show."""
+    journal = Journal(theory.JOURNAL)
+    lines = "\n".join(theory.findings(journal))
+    return _with_provenance(f"```\n{lines}\n```", journal)
+
+
+def efficiency_block() -> str:
+    """Lay out what the methods cost, and draw their scores on TREC against it."""
+    journal = Journal(efficiency.JOURNAL)
+    found = efficiency.costs(journal)
+    _draw_efficiency(found)
+    return _with_provenance(efficiency.cost_table(found), journal)
+
+
+def _draw_efficiency(found: dict[str, Record]) -> None:
+    journal = Journal(RUNS)
+    scores = {name: _scores(name, journal) for name in found}
+    costs: dict[str, tuple[str, Callable[[Record], float], bool]] = {
+        "parameters": ("trained parameters", lambda r: r["trainable"], True),
+        "memory": ("peak memory above the weights, MB", lambda r: r["peak"] / 1e6, True),
+        "flops": ("FLOPs a step, 10⁹", lambda r: r["flops"] / 1e9, False),
+    }
+    for kind, (label, cost, logarithmic) in costs.items():
+        points = []
+        for name, values in scores.items():
+            if values:
+                mean, half = interval(values)
+                error = half if len(values) > 1 else 0.0
+                points.append(Point(name, cost(found[name]), 100 * mean, 100 * error))
+        if points:
+            path = PLOTS / f"efficiency-{kind}.png"
+            scatter(path, points, label, "TREC, score", "MiniLM on TREC, K = 300", logarithmic)
+
+
+def _runs(name: str, journal: Journal) -> list[Record]:
+    """Return a method's runs on TREC at the rate with most seeds, the best of equals."""
+    identity = canonical(compared(STEPS)[name].identity)
+    by_rate: dict[float, list[Record]] = {}
+    for r in journal:
+        key = r["key"]
+        if _identity(r) == identity and (key["task"], key["steps"], key["part"]) == (
+            "TREC",
+            STEPS,
+            "scored",
+        ):
+            by_rate.setdefault(key["lr"], []).append(r)
+    best = lambda rs: (len(rs), statistics.fmean(r["score"] for r in rs))  # noqa: E731
+    return max(by_rate.values(), key=best, default=[])
+
+
+def _scores(name: str, journal: Journal) -> list[float]:
+    return [r["score"] for r in _runs(name, journal)]
+
+
+def causal_block() -> str:
+    """Lay out what is recorded of the causal LM."""
+    journal = Journal(causal.JOURNAL)
+    rows = [
+        [
+            f"{r['key']['task']}, {r['key']['method']}",
+            str(r["key"].get("steps", 0)),
+            f"{r['key']['lr']:g}" if "lr" in r["key"] else "–",
+            r["key"].get("part", "test"),
+            f"{100 * r['score']:.1f}",
+            f"{100 * r['score_norm']:.1f}",
+            str(r["key"]["questions"]),
+        ]
+        for r in journal
+    ]
+    head = ["task, method", "steps", "rate", "rows", "score", "per byte", "questions"]
+    return _with_provenance(table(head, rows), journal) if rows else "Nothing is recorded yet."
+
+
+def missing_block() -> str:
+    """Say how much of the full table is still to be run."""
+    journal = Journal(RUNS)
+    methods = compared(STEPS)
+    lines = []
+    for task in TASKS:
+        done = [n for n, m in methods.items() if glue.scores(task, m, glue.Size(), journal)]
+        lines.append(f"- {task}: {len(done)} of {len(methods)} methods")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "glue": glue_block,
+    "missing": missing_block,
+    "dynamics": dynamics_block,
+    "crossing": crossing_block,
+    "ablation": ablation_block,
+    "theory": theory_block,
+    "efficiency": efficiency_block,
+    "causal": causal_block,
+}
+
+
+def rebuilt(page: str) -> str:
+    """Return the page with every table as the records say.
+
+    Raises:
+        ValueError: If the page asks for a table that there is none of.
+    """
+    unknown = {match[2] for match in _BLOCK.finditer(page)} - BLOCKS.keys()
+    if unknown:
+        raise ValueError(f"no such table: {sorted(unknown)}; there are {sorted(BLOCKS)}")
+    return _BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]]()}\n{m[3]}", page)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rebuild the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    options = parser.parse_args(argv)
+    page = PAGE.read_text(encoding="utf-8")
+    new = rebuilt(page)
+    if options.check and new != page:
+        sys.exit(f"{PAGE} is not what the records say: run python -m benchmarks.report")
+    PAGE.write_text(new, encoding="utf-8")
+    print(f"{PAGE}: {'nothing changed' if new == page else 'rewritten'}")
+
+
+if __name__ == "__main__":
+    main()

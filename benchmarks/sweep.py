@@ -1,0 +1,121 @@
+"""A queue of fine-tuning runs: each recorded once, a killed sweep going on where it stopped."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.classification import hold_out
+from benchmarks.finetune import Bench, Settings
+from benchmarks.journal import RESULTS, Journal, Record
+from benchmarks.methods import Method
+from benchmarks.tasks import TASKS, load_task
+
+RUNS = RESULTS / "runs.jsonl"
+# Short runs that show the way and no result: not kept with the others.
+QUICK_RUNS = RESULTS.parents[1] / "runs" / "quick.jsonl"
+SEARCH, FINAL = "held out", "scored"  # rows held out of train, or those the task is scored on
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run, and all that its result depends on."""
+
+    task: str
+    method: Method
+    lr: float
+    seed: int
+    steps: int
+    part: str = FINAL
+    batch_size: int = 16
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its record is found by."""
+        return {
+            "task": self.task,
+            **self.method.identity,
+            "lr": self.lr,
+            "seed": self.seed,
+            "steps": self.steps,
+            "part": self.part,
+            "batch_size": self.batch_size,
+            "length": TASKS[self.task].length,
+        }
+
+    def __call__(self) -> Record:
+        """Train and score."""
+        outcome = _bench(self.task, self.part, self.steps, self.batch_size).run(
+            self.method, self.lr, self.seed
+        )
+        numbers = {name: value for name, value in vars(outcome).items() if name != "model"}
+        return {"method": self.method.name, **numbers}
+
+
+@cache
+def _bench(task: str, part: str, steps: int, batch_size: int) -> Bench:
+    """Tokenise a task's part once a process."""
+    rows = load_task(task)
+    settings = Settings(steps, batch_size, TASKS[task].length)
+    return Bench(hold_out(rows) if part == SEARCH else rows, settings)
+
+
+def work(runs: Sequence[Run], journal: Journal) -> list[Record]:
+    """Do the runs that the journal lacks, in order, and return the records of all."""
+    missing = [run for run in runs if run.key not in journal]
+    with tqdm(total=len(missing), unit="run", disable=not missing) as bar:
+        for run in missing:
+            bar.set_description(f"{run.task}, {run.method.name}, {run.lr:g}, seed {run.seed}")
+            record = journal.once(run.key, run)
+            bar.write(f"{run.task:6} {run.method.name:28} {run.lr:<7g} seed {run.seed} "
+                      f"{run.part:8} {record['score']:.4f}, loss {record['loss']:.4f}, "
+                      f"dev loss {record['dev_loss']:.4f}, {record['wall_s']:.0f} s")  # fmt: skip
+            bar.update()
+    return [journal[run.key] for run in runs]
+
+
+def searches(task: str, method: Method, steps: int) -> list[Run]:
+    """Return the runs of a method's search: every rate of its grid on held-out rows, seed 0."""
+    return [Run(task, method, lr, 0, steps, SEARCH) for lr in method.grid]
+
+
+def chosen_rate(records: Iterable[Record]) -> float:
+    """Return the rate of the highest held-out score; of equals, that of the lowest loss there."""
+    best = max(records, key=lambda r: (r["score"], -r["dev_loss"], -r["key"]["lr"]))
+    return float(best["key"]["lr"])
+
+
+def found_rate(task: str, method: Method, steps: int, journal: Journal) -> float | None:
+    """Return the rate that a recorded search chose, or None while it is not complete."""
+    runs = searches(task, method, steps)
+    if any(run.key not in journal for run in runs):
+        return None
+    return chosen_rate(journal[run.key] for run in runs)
+
+
+def search_and_score(
+    task: str, method: Method, steps: int, seeds: Sequence[int], journal: Journal
+) -> list[Record]:
+    """Search a method's rate, then score it with every seed."""
+    lr = chosen_rate(work(searches(task, method, steps), journal))
+    return work([Run(task, method, lr, seed, steps) for seed in seeds], journal)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % confidence interval (Student's t).
+
+    The half-width of a single value is infinite.
+    """
+    n = len(values)
+    if n < 2:
+        return statistics.fmean(values), float("inf")
+    return statistics.fmean(values), _T975[min(n, len(_T975) + 1) - 2] * statistics.stdev(
+        values
+    ) / n**0.5
+
+
+# Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -1,0 +1,38 @@
+"""The benchmark of step times: its arithmetic, and two rounds of some contenders."""
+
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.contenders import contenders
+from benchmarks.cost import Size
+
+TINY = Size(blocks=4, hidden=16, intermediate=24, heads=2, vocabulary=32, batch=1, tokens=8)
+
+
+def test_a_samplers_mean_lies_between_the_ends() -> None:
+    subject = speed.Subject("x", lambda: torch.nn.Identity(), {}, 12, 4)
+    assert subject.means == {"uniform": pytest.approx(1.6 / 8), "window": 0.5}
+    times = {
+        f"{speed.OURS}@0": [(10.0, 0.0)],
+        f"{speed.OURS}@8": [(5.0, 0.0)],
+        f"{speed.OURS} merge": [(8.0, 0.0)],
+        "PEFT LoRA r=8": [(12.0, 0.0)],
+    }
+    means = speed.means(subject, times, 0)
+    assert means[f"{speed.OURS}, uniform"] == [pytest.approx(10 - 0.2 * 5 + 1)]
+    assert means[f"{speed.OURS}, window"] == [pytest.approx(7.5 + 1)]
+    assert means["PEFT LoRA r=8"] == [12.0]
+
+
+def test_a_round_times_every_contender() -> None:
+    subject = speed.llama(TINY)
+    names = (speed.OURS, speed.LIMIT, "PEFT LoRA r=8")
+    build = contenders(subject.drawn)
+    made = {name: build[name](subject.model(), subject.batch) for name in names}
+    rows = speed.summary(subject, speed.rounds(subject, made, 2, 0), {})
+    assert {f"{speed.OURS}, uniform", f"{speed.LIMIT}, window", "PEFT LoRA r=8"} <= rows.keys()
+    assert all(row["cpu_s"] > 0 for row in rows.values())
+    assert "PEFT LoRA r=8" in speed.speed_table(rows)
+    share = speed.own_share(subject, made[speed.OURS], steps=1)
+    assert share["hooks"] > 0 and share["merge / κ"] > 0

@@ -41,6 +41,7 @@ FP32 = EVERY | {
         zero={"offload_param": {"device": "cpu"}, **SHARED},
     ),
     "3, unused anchor": Case(3, clip=0.02, settings=NO_HEADS, spare=True),
+    "3, A from the gradient": Case(3, clip=0.5, settings={"init": "gradient"}),
     "3, DiReFT": Case(3, clip=0.5, settings={"adapter": "direft"}),
 }
 # Heads have a master copy in float32 under ZeRO, and none in the loop they are compared with.

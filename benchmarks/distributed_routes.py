@@ -152,6 +152,8 @@ def _accelerated(dtype: torch.dtype, data: list[Batch], sharded: bool) -> Any:
             transformer_cls_names_to_wrap=["Block"],
         )
     accelerator = Accelerator(cpu=not sharded, fsdp_plugin=plugin)
+    if sharded != (accelerator.distributed_type is DistributedType.FSDP):
+        raise RuntimeError(f"accelerate has made it {accelerator.distributed_type}")
     plain = model(dtype)
     optimizer = boosted(plain)
     wrapped, prepared = accelerator.prepare(plain, optimizer)

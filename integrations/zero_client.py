@@ -200,7 +200,7 @@ class Client(Optimizer):
             norms.append(torch.as_tensor(0.0 if zeros is None else zeros).double())
         else:
             kept = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-            norms += [n.double() for n in torch._foreach_norm(kept)]
+            norms += [gradient.norm().double() for gradient in kept]
         device = norms[0].device
         return torch.stack([n.to(device) for n in norms]).square().sum().sqrt()
 

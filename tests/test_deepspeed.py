@@ -17,6 +17,7 @@ WHOLE = {"stage3_param_persistence_threshold": 10**6}  # small weights stay gath
 SHARED = {"stage3_param_persistence_threshold": 0}
 EVERY = {f"stage {stage}": Case(stage, clip=0.5) for stage in range(4)}
 FP32 = EVERY | {
+    "0, no heads": Case(0, clip=0.02, settings=NO_HEADS),
     "0, scheduler built by the engine": Case(0, scheduler="callable"),
     "1, JSON with scheduler, accumulated": Case(
         1, client=False, scheduler="json", clip=0.3, accumulation=2

@@ -64,6 +64,9 @@ def test_two_processes_do_what_one_does(
             torch.testing.assert_close(other["weights"][name], weight, atol=1e-9, rtol=0)
 
 
+DISAGREEMENTS = ("weights", "kappa", "lr", "factor_l2")
+
+
 def _wrap_first() -> str:
     ddp = DistributedDataParallel(stack(3))
     with pytest.raises(RuntimeError, match="build the optimizer on the plain model first") as error:
@@ -75,7 +78,11 @@ def _disagree(what: str) -> str:
     rank = distributed.get_rank()
     model = stack(3, seed=rank if what == "weights" else 0)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
-    settings = {"kappa": {"kappa": 2 + rank}, "lr": {"lr": 0.1 + rank}}.get(what, {})
+    settings = {
+        "kappa": {"kappa": 2 + rank},
+        "lr": {"lr": 0.1 + rank},
+        "factor_l2": {"factor_l2": 0.1 * rank},
+    }.get(what, {})
     with pytest.raises(ValueError) as error:
         BoostedLowRankOptimizer(SGD, model, **{"lr": 0.1} | settings)
     assert before == {name: p.requires_grad for name, p in model.named_parameters()}
@@ -83,7 +90,7 @@ def _disagree(what: str) -> str:
 
 
 def _refusals() -> dict[str, str]:
-    return {"order": _wrap_first()} | {w: _disagree(w) for w in ("weights", "kappa", "lr")}
+    return {"order": _wrap_first()} | {w: _disagree(w) for w in DISAGREEMENTS}
 
 
 def test_what_cannot_work_is_said_on_every_process() -> None:
@@ -91,6 +98,7 @@ def test_what_cannot_work_is_said_on_every_process() -> None:
         assert "rank 1: the weight blocks.0.query.weight" in said["weights"]
         assert "rank 1: kappa" in said["kappa"]
         assert "rank 1: lr" in said["lr"]
+        assert "rank 1: factor_l2" in said["factor_l2"]
 
 
 def _resume(folder: str) -> tuple[list[float], list[float]]:

@@ -77,15 +77,22 @@ class Averager:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Replace every gradient by its mean over the processes; a missing one counts as zero."""
+        """Replace every gradient by its mean over the processes.
+
+        One that this process lacks counts as zero. If such may be, counts travel along: a factor
+        that no process has a gradient for keeps none.
+        """
         factors = list(self.lent())
         own = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
-        flat = torch.cat([gradient.reshape(-1) for gradient in own])
+        sent = [gradient.reshape(-1) for gradient in own]
+        if self.partial:
+            sent.append(own[0].new_tensor([f.grad is not None for f in factors]))
+        flat = torch.cat(sent)
         distributed.all_reduce(flat, group=self.group)
         self.bytes += flat.numel() * flat.element_size()
         flat /= distributed.get_world_size(self.group)
-        means = flat.split([gradient.numel() for gradient in own])
-        torch._foreach_copy_(own, [m.view_as(g) for m, g in zip(means, own, strict=True)])
+        means = flat.split([part.numel() for part in sent])
+        torch._foreach_copy_(own, [m.view_as(g) for m, g in zip(means, own, strict=False)])
         if self.partial:
-            for factor, gradient in zip(factors, own, strict=True):
-                factor.grad = gradient
+            for factor, gradient, share in zip(factors, own, means[-1].tolist(), strict=True):
+                factor.grad = gradient if share else None

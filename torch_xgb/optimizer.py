@@ -226,7 +226,14 @@ class BoostedLowRankOptimizer(Optimizer):
             "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
         }
         agree(
-            {**self._settings, **_agreed(optimizer_kwargs), "layers drawn first": first.layers},
+            {
+                **self._settings,
+                **_agreed(optimizer_kwargs),
+                "shrinkage": self._plan.shrinkage.plain,
+                "factor_l2": factor_l2,
+                "lora_dropout": lora_dropout,
+                "layers drawn first": first.layers,
+            },
             ((w.name, w.parameter) for w in self._pending.weights),
             sharing_processes(inner),
         )
@@ -246,7 +253,9 @@ class BoostedLowRankOptimizer(Optimizer):
         )
         self._booster.attach(inner, saved.values())
         self._pending.attach()
-        self._sharing = Sharing(inner, self._booster, list(saved.values()), record is not None)
+        self._sharing = Sharing(
+            inner, self._booster, list(saved.values()), record is not None, unused == "skip"
+        )
         self._begin(Progress(), first)
 
     # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.

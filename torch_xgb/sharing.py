@@ -34,18 +34,25 @@ class Sharing:
         booster: Its factors.
         saved: The modules trained in full.
         recorded: Whether a ledger is kept.
+        partial: Whether a process may lack gradients that others have.
 
     Attributes:
         averager: Averages the factors' gradients, if nobody else does.
     """
 
     def __init__(
-        self, model: nn.Module, booster: Booster, saved: Sequence[nn.Module], recorded: bool
+        self,
+        model: nn.Module,
+        booster: Booster,
+        saved: Sequence[nn.Module],
+        recorded: bool,
+        partial: bool,
     ) -> None:
         self.model = model
         self.booster = booster
         self.saved = list(saved)
         self.recorded = recorded
+        self.partial = partial
         self.averager: Averager | None = None
         self._first_call = model.register_forward_pre_hook(self._before_first_call)
         self._unstepped = True
@@ -155,7 +162,7 @@ class Sharing:
             group: Over which processes; None for all.
             due: Tells, at the end of a backward pass, whether to average now.
         """
-        self.averager = Averager(self.booster.factors, self._lent, group, due)
+        self.averager = Averager(self.booster.factors, self._lent, group, due, self.partial)
 
     def _lent(self) -> list[nn.Parameter]:
         return self.booster.lent

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tiny import KINDS, conv1d
 from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.merge import round_stochastically
 
 LOW = [torch.bfloat16, torch.float16]
 POLICIES = ["nearest", "stochastic", "residual"]
@@ -91,7 +92,7 @@ def test_a_merge_is_one_rounding_of_the_sum(dtype: torch.dtype, kind: str, polic
             exact.abs() < 1e-4
         )
         assert ((after == below) | (after == above) | fuzzy).all()
-        if policy != "stochastic":
+        if policy == "nearest":
             tie = ((below.double() + above.double()) / 2 - exact).abs() < 1e-6 * exact.abs()
             assert ((after == exact.to(dtype)) | fuzzy | tie).all()
     else:
@@ -119,6 +120,20 @@ def test_stochastic_rounding_takes_a_neighbour(dtype: torch.dtype, seed: int) ->
     below, above = neighbours(exact, dtype)
     after = matrix(model)
     assert ((after == below) | (after == above)).all()
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_stochastic_rounding_leaves_the_unusual_as_it_is(dtype: torch.dtype) -> None:
+    inf, nan = float("inf"), float("nan")
+    largest = torch.finfo(dtype).max
+    exact = torch.tensor([0.0, -0.0, inf, -inf, nan, -nan, largest, -largest])
+    # A NaN of all ones, which is what some devices make.
+    exact = torch.cat(
+        [exact, torch.tensor([-1, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)]
+    )
+    for seed in range(20):
+        rounded = round_stochastically(exact, dtype, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(rounded, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -167,7 +182,7 @@ def test_stochastic_rounding_draws_anew_for_every_booster_and_target(dtype: torc
 def test_residual_tracks_the_float32_sum(
     dtype: torch.dtype, policy: str, residual_device: str | None, kind: str
 ) -> None:
-    """Two hundred updates far below the weight's spacing arrive in the end, within one spacing."""
+    """Two hundred updates far below the weight's spacing arrive, within one spacing always."""
     model = linear(30, 20, dtype, kind)
     optimizer = boosted(model, merge_precision=policy, residual_device=residual_device)
     exact, step = matrix(model).double(), torch.finfo(dtype).eps / 50
@@ -180,10 +195,52 @@ def test_residual_tracks_the_float32_sum(
         exact += (B @ (direction[1] * step)).double()
         optimizer.merge()
         highest = torch.maximum(highest, exact.abs())
-        # Half a spacing for the weight, and what a residual of the same dtype could not hold.
-        bound = 0.56 * torch.finfo(dtype).eps * highest + 1e-6
+        # A spacing for the weight, and what a residual of the same dtype could not hold.
+        bound = 1.06 * torch.finfo(dtype).eps * highest + 1e-6
         assert ((matrix(model).double() - exact).abs() <= bound).all()
     assert (matrix(model) != start).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_under_a_residual_weights_hold_the_update_on_average(dtype: torch.dtype) -> None:
+    """Long before it adds up to half a spacing; and an entry once rounded up stays there."""
+    count, eps = 40000, torch.finfo(dtype).eps
+    model = linear(1, count, dtype)
+    nn.init.ones_(model[0].weight)
+    optimizer = boosted(model, merge_precision="residual", seed=3)
+    moved = torch.zeros(1, count, dtype=torch.bool)
+    for merges in range(1, 8):
+        put(optimizer, torch.full((1, count), eps / 10), torch.ones(1, 1))
+        optimizer.merge()
+        before, moved = moved, matrix(model) != 1
+        assert set(matrix(model).unique().tolist()) == {1, 1 + eps}
+        assert (moved | ~before).all()
+        share = merges / 10
+        # A 128th on either side stays where it is, so that what is taken back returns.
+        assert (
+            abs(moved.float().mean() - share) < 1 / 128 + 4.5 * (share * (1 - share) / count) ** 0.5
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_under_a_residual_no_change_changes_nothing(dtype: torch.dtype, kind: str) -> None:
+    """Nor does a change that the next booster takes back, in weights a residual was added to."""
+    model = linear(30, 20, dtype, kind)
+    start = matrix(model)
+    optimizer = boosted(model, merge_precision="residual")
+    A, B = torch.randn(1, 20) * 1e-3, torch.randn(30, 1) * 1e-2
+    put(optimizer, A, B)
+    optimizer.merge()
+    after = matrix(model)
+    assert not torch.equal(after, start)
+    for _ in range(3):
+        put(optimizer, A, torch.zeros_like(B))
+        optimizer.merge()
+        assert torch.equal(matrix(model), after)
+    put(optimizer, A, -B)
+    optimizer.merge()
+    assert torch.equal(matrix(model), start)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -304,7 +361,7 @@ def test_large_weights_are_merged_like_small_ones(policy: str) -> None:
     optimizer.merge()
     exact = W.float() + B @ A
     spacing = torch.finfo(torch.bfloat16).eps * torch.maximum(exact.abs(), W.float().abs())
-    bound = 1.01 if policy == "stochastic" else 0.51
+    bound = 0.51 if policy == "nearest" else 1.01
     assert ((matrix(model).float() - exact).abs() <= bound * spacing + 1e-6).all()
 
 

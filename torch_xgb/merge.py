@@ -4,6 +4,12 @@ float32 and float64 weights take the product directly. In bfloat16 and float16 m
 update is rounded away, so what happens to the remainder is a policy: forget it ("nearest"), round
 up or down at random so that nothing is lost on average ("stochastic"), or carry it over to the next
 merge ("residual").
+
+A residual alone leaves weights at the nearest value, and what was learned out of the model's sight
+until it adds up to half a unit. So every entry has its own threshold between two values, drawn once
+for the whole run: of entries a third of the way up a third are rounded up. The weights then hold
+the update on average at every moment, as under "stochastic", with the noise of one rounding instead
+of one a merge; an entry that does not change is not rounded again.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ __all__ = ["MERGE_PRECISIONS", "Merger", "round_stochastically", "row_chunks"]
 MERGE_PRECISIONS = ("auto", "nearest", "stochastic", "residual")
 
 _CHUNK = 1 << 22  # elements a low-precision merge widens at a time: 16 MB of float32
+_MARGIN = 1 / 128  # more than a residual of 8 bits loses: a value merged and taken back returns
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -33,7 +40,7 @@ class Merger:
     Args:
         precision: One of ``MERGE_PRECISIONS``. "auto" is "residual" for weights of less than 32
             bits and "nearest" for the others; docs/precision.md has the measurement behind it.
-        seed: Of the stochastic rounding.
+        seed: Of the numbers that rounding draws.
         residual_device: Where the residuals live; None keeps them beside their weights.
 
     Attributes:
@@ -74,7 +81,7 @@ class Merger:
             left: Shape ``(out, r)``.
             right: Shape ``(r, in)``.
             scale: A factor of the whole update.
-            booster_index: t, which seeds stochastic rounding.
+            booster_index: t, which "stochastic" draws new numbers for.
 
         Returns:
             The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
@@ -122,10 +129,13 @@ class Merger:
         return self.residuals[name]
 
     def _rounding(self, precision: str, W: Tensor, name: str, booster_index: int) -> Rounding:
-        if precision != "stochastic":
+        if precision == "nearest":
             return round_to_nearest
-        generator = stream(self.seed, booster_index, f"rounding/{name}", W.device)
-        return lambda exact, dtype: round_stochastically(exact, dtype, generator)
+        if precision == "stochastic":
+            generator = stream(self.seed, booster_index, f"rounding/{name}", W.device)
+            return lambda exact, dtype: round_stochastically(exact, dtype, generator)
+        thresholds = stream(self.seed, 0, f"thresholds/{name}", W.device)
+        return lambda exact, dtype: round_stochastically(exact, dtype, thresholds, _MARGIN)
 
 
 Rounding = Callable[[Tensor, torch.dtype], Tensor]
@@ -159,25 +169,44 @@ def round_to_nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return exact.to(dtype)
 
 
-def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def round_stochastically(
+    exact: Tensor, dtype: torch.dtype, generator: torch.Generator, margin: float = 0.0
+) -> Tensor:
     """Return one of the two neighbouring values of a dtype, so that the expectation is exact.
+
+    The same numbers drawn, a greater value never becomes a smaller one.
 
     Args:
         exact: Values of a wider dtype.
         dtype: What to round to.
         generator: On the device of ``exact``.
+        margin: Of the distance between neighbours; nearer than that to one, a value becomes it.
     """
+    if (exact.dtype, dtype) == (torch.float32, torch.bfloat16):
+        return _round_bits(exact, generator, margin)
     nearest = exact.to(dtype)
-    error = exact - nearest.to(exact.dtype)
-    other = _neighbour(nearest, error > 0)
-    gap = other.to(exact.dtype) - nearest.to(exact.dtype)
+    below = torch.where(nearest.to(exact.dtype) > exact, _neighbour(nearest, up=False), nearest)
+    above = _neighbour(below, up=True)
+    gap = above.to(exact.dtype) - below.to(exact.dtype)
+    share = (exact - below.to(exact.dtype)) / gap
     chance = torch.rand(exact.shape, generator=generator, device=exact.device, dtype=torch.float32)
-    return torch.where(chance < error / gap, other, nearest)
+    if margin:
+        chance.mul_(1 - 2 * margin).add_(margin)
+    return torch.where(chance < share, above, below)
 
 
-def _neighbour(values: Tensor, upwards: Tensor) -> Tensor:
+def _round_bits(exact: Tensor, generator: torch.Generator, margin: float) -> Tensor:
+    """Round to bfloat16, the upper half of a float32: what is added to the lower half may carry."""
+    least = int(margin * (1 << 16))
+    bits = torch.empty(exact.shape, dtype=torch.int32, device=exact.device)
+    bits.random_(least, (1 << 16) - least, generator=generator)
+    bits.add_(exact.view(torch.int32)).bitwise_and_(-(1 << 16))
+    return torch.where(exact.isnan(), exact, bits.view(torch.float32)).to(torch.bfloat16)
+
+
+def _neighbour(values: Tensor, up: bool) -> Tensor:
     """Return the adjacent values: a float's bits, read as an integer, count its magnitude."""
     bits = values.view(_BITS[values.element_size()])
-    step = torch.where(upwards == (values > 0), 1, -1).to(bits.dtype)
-    smallest = torch.where(upwards, 1, torch.iinfo(bits.dtype).min + 1).to(bits.dtype)
+    step = torch.where((values > 0) == up, 1, -1).to(bits.dtype)
+    smallest = 1 if up else torch.iinfo(bits.dtype).min + 1
     return torch.where(values == 0, smallest, bits + step).view(values.dtype)

@@ -111,7 +111,7 @@ class BoostedLowRankOptimizer(Optimizer):
             experts, layer dropping).
         record: Keep the ledger of boosters, ``chain``: in memory with True, or in a folder's path
             (needs safetensors).
-        seed: Of draws, initial factors and stochastic rounding, each a pure function of (seed, t).
+        seed: Of draws, initial factors and rounding, each a pure function of (seed, t).
         **optimizer_kwargs: For the base, e.g. ``lr``.
 
     Raises:

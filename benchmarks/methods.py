@@ -124,6 +124,8 @@ LORA = Method("PEFT LoRA r=8", lora, 2e-3, (5e-4, 1e-3, 2e-3, 5e-3))
 XGBLORA = Method("XGBLoRA r=1", xgblora, 2e-3, (1e-3, 2e-3, 5e-3, 1e-2))
 METHODS = {method.name: method for method in (HEAD_ONLY, FULL, LORA, XGBLORA)}
 
+_GRADIENT = {"init": "gradient"}
+
 
 def compared(steps: int) -> dict[str, Method]:
     """Return every method of the tables, for runs of so many steps."""
@@ -140,5 +142,6 @@ def compared(steps: int) -> dict[str, Method]:
         Method("ReLoRA-like r=8", xgblora, 2e-3, LORA.grid, relora | {"keep": "all"}),
         Method("COLA r=8", xgblora, 2e-3, LORA.grid, cola),
         XGBLORA,
+        Method(f'{XGBLORA.name}, init="gradient"', xgblora, 5e-3, XGBLORA.grid, _GRADIENT),
     )
     return {method.name: method for method in methods}

@@ -66,6 +66,33 @@ def test_methods_share_batches_and_heads() -> None:
     assert factors.index(max(factors)) == 5 and factors[-1] == pytest.approx(1 / 94)
 
 
+@needs_model
+def test_batches_of_similar_length_hold_every_row_once_an_epoch() -> None:
+    rows = [Row(" ".join(["word"] * (1 + i % 40)), str(i), i % 2) for i in range(640)]
+    encoded = Encoded(minilm.tokenizer(), rows, [0, 1], 64)
+    grouped, plain = (
+        list(batches(40, 16, 7)) for batches in (encoded.grouped_batches, encoded.training_batches)
+    )
+    shown = sorted(str(row) for b in grouped for row in _unpadded(b))
+    assert shown == sorted(str(row) for b in plain for row in _unpadded(b))
+    assert len(set(shown)) == 640
+    tokens, most = (sum(b["input_ids"].numel() for b in batches) for batches in (grouped, plain))
+    assert tokens < 0.7 * most
+    again = encoded.grouped_batches(40, 16, 7)
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(grouped, again, strict=True)
+    )
+    order = [float(b["attention_mask"].sum()) for b in grouped]
+    assert order != sorted(order)
+    with pytest.raises(ValueError, match="a batch of 641 rows"):
+        next(encoded.grouped_batches(1, 641, 7))
+
+
+def _unpadded(batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    return [[token for token, real in zip(*row, strict=True) if real] for row in rows]
+
+
 def test_every_method_has_a_grid_of_the_same_size_around_its_rate() -> None:
     methods = compared(300)
     assert METHODS.items() <= methods.items()

@@ -85,6 +85,7 @@ CASES = {
     "direft": ({"adapter": "direft"}, "blocks"),
     "bias-hybrid": ({"bias": "targets"}, "hybrid"),
     "conv1d": ({}, "conv1d"),
+    "carry": ({"carry": 0.7, "layers_per_booster": 3}, "blocks"),
 }
 
 

@@ -16,7 +16,8 @@ both). It is therefore timed with the lowest block at either end, and a sampler'
 point between them at the sampler's mean lowest block: (L + 1)/(L_s + 1) - 1 for "uniform",
 (L - L_s)/2 for "window". The limit, the frozen model run forward and backward to the input of
 that block, is read the same way. A merge and the next draw are timed in every round as well, and
-charged at 1/κ to each step, κ = 8.
+charged at 1/κ to each step, κ = 8. *Checkpointed* are the blocks, ours by ``checkpointing=True``
+(or 0.5: every second one), PEFT's by transformers' ``activation_checkpointing_enable()``.
 """
 
 import argparse
@@ -117,6 +118,11 @@ def rounds(subject: Subject, made: Mapping[str, Contender], count: int, seed: in
     return dict(times)
 
 
+def _sampled(name: str) -> bool:
+    """Tell whether a contender's blocks come from the samplers, rather than in turns."""
+    return name.startswith(("torch_xgb", LIMIT))
+
+
 def _top(subject: Subject, contender: Contender) -> int:
     return subject.blocks - 1 if contender.name == "BAdam, 1 block" else subject.top
 
@@ -140,7 +146,7 @@ def means(subject: Subject, times: Times, clock: int) -> dict[str, list[float]]:
             continue
         high = next(s for n, s in series.items() if n.startswith(f"{stem}@") and n != name)
         turns = series.get(f"{stem} merge", [0.0] * len(low))
-        shares = subject.means if stem in (OURS, LIMIT) else {"": 0.5}
+        shares = subject.means if _sampled(stem) else {"": 0.5}
         for sampler, share in shares.items():
             label = f"{stem}, {sampler}" if sampler else stem
             found[label] = [
@@ -243,7 +249,7 @@ def memory_means(subject: Subject, found: Mapping[str, Sequence[int]]) -> dict[s
         shares = {"": 0.0}
         if len(ends) == 2:
             shares = {f", {n}": s for n, s in subject.means.items()}
-            shares = shares if name in (OURS, LIMIT) else {"": 0.5}
+            shares = shares if _sampled(name) else {"": 0.5}
         for label, share in shares.items():
             mean = ends[0] + share * (ends[-1] - ends[0])
             rows[name + label] = {"mean": round(mean), "most": max(ends)}
@@ -308,7 +314,8 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     lora = rows["PEFT LoRA r=8"]["memory"]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.2), sharey=True)
     colours = [
-        "C0" if n.startswith(OURS) else "0.75" if n.startswith(LIMIT) else "C1" for n in names
+        "C0" if n.startswith("torch_xgb") else "0.75" if n.startswith(LIMIT) else "C1"
+        for n in names
     ]
     axes[0].barh(names, [rows[n]["of_lora8"] for n in names], color=colours)
     axes[0].set_xlabel("processor time of a step / PEFT LoRA r=8")

@@ -19,6 +19,7 @@ from torch_xgb.admission import admit
 from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
+from torch_xgb.checkpointing import Checkpointing
 from torch_xgb.directions import INITS, aim, turn
 from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
@@ -101,6 +102,9 @@ class BoostedLowRankOptimizer(Optimizer):
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
+        checkpointing: Compute blocks again in backward instead of keeping their activations: True
+            for every block, or a share of them in (0, 1]. The results are the same. It begins at
+            the lowest drawn block, and begins nothing that a block's own checkpointing does.
         rewarmup_steps: The factors' learning rate rises over so many steps of every booster but the
             first, on top of any scheduler.
         rank_lr_exponent: e of a factor (r_t / r_0)^e on it; MeFT's η ∝ r^(−1/4) is −0.25.
@@ -162,6 +166,7 @@ class BoostedLowRankOptimizer(Optimizer):
         init: str = "kaiming",
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
+        checkpointing: bool | float = False,
         rewarmup_steps: int = 0,
         rank_lr_exponent: float = 0.0,
         nonfinite: str = "error",
@@ -196,6 +201,7 @@ class BoostedLowRankOptimizer(Optimizer):
         self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
         self._rates = RateFactors(rewarmup_steps, rank_lr_exponent, first.r)
         self._merger = Merger(merge_precision, seed, residual_device)
+        self._checkpointing = Checkpointing(inner, checkpointing)
         self._booster = Booster(
             layers,
             self._plan.most_L_s,
@@ -253,6 +259,7 @@ class BoostedLowRankOptimizer(Optimizer):
         )
         self._booster.attach(inner, saved.values())
         self._pending.attach()
+        self._checkpointing.attach()
         self._sharing = Sharing(
             inner, self._booster, list(saved.values()), record is not None, unused == "skip"
         )
@@ -392,6 +399,7 @@ class BoostedLowRankOptimizer(Optimizer):
             report = self._merge_active() if self.booster_step else None
             self._pending.detach()
             self._booster.detach()
+            self._checkpointing.detach()
             self._sharing.detach()
             self._finalized = True
             if report is not None:

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from numbers import Integral
 from typing import Any
 
@@ -498,13 +499,12 @@ class BoostedLowRankOptimizer(Optimizer):
         return self.base.step(evaluated)
 
     def _prepare_gradients(self, loss: float | None) -> None:
-        factors = [(a.target.name, p) for a in self._booster.active for p in a.bound or ()]
         others = [
             (f"parameter {i} of group {g}", p)
             for g, group in enumerate(self.param_groups[1:], 1)
             for i, p in enumerate(group["params"])
         ]
-        if not self._gradients.prepare(factors, others):
+        if not self._gradients.prepare(self._booster.named, others):
             raise _Skipped(loss)
         if self._init == "gradient" and self.booster_step == 0:
             self._booster.reset(self._stream("factors"))
@@ -516,13 +516,14 @@ class BoostedLowRankOptimizer(Optimizer):
         t, active = self.booster_index, self._booster.active
         updates = {a.target.name: a.updates(self._active.alpha) for a in active}
         products = [update for pairs in updates.values() for _, update in pairs]
-        if not bool(frobenius_norms(products).isfinite().all()):
+        found = frobenius_norms(products).tolist()
+        if not all(map(isfinite, found)):
             raise RuntimeError(
                 f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
                 "the learning rate or clip the gradients"
             )
-        own = frobenius_norms([pairs[0][1] for pairs in updates.values()])
-        norms = dict(zip(updates, own.tolist(), strict=True))
+        each = iter(found)
+        norms = {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}
         report = MergeReport(t, self.active_layers, self.booster_step, self._active.r, norms, {})
         if self._recorder is not None:
             self._recorder.write(report, [pair for pairs in updates.values() for pair in pairs])

@@ -161,29 +161,35 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def own_share(subject: Subject, contender: Contender, steps: int = 3) -> dict[str, float]:
-    """Measure what share of a step is the library's own work, by part; merges at 1/κ.
+def own_share(
+    subject: Subject, times: Times, contender: Contender, steps: int = 5
+) -> dict[str, float]:
+    """Return what share of a step is not the model's own work.
 
-    "hooks" are the pairs' own products in forward and backward, from torch's profiler, at the
-    uniform sampler's mean lowest block.
+    "uniform" and "window" are what lies beyond the limit, in the same round and without a profiler,
+    which would slow small operators down: the pairs' products in forward and backward, what is
+    trained beside them, ``step()``, and merges at 1/κ. The others are parts of it.
     """
-    optimizer = contender.optimizer
-    assert optimizer is not None and contender.turn is not None and contender.aim is not None
+    optimizer, cpu = contender.optimizer, means(subject, times, 0)
+    assert optimizer is not None and contender.aim is not None
+    shares = {
+        sampler: statistics.median(
+            1 - b / a
+            for a, b in zip(cpu[f"{OURS}, {sampler}"], cpu[f"{LIMIT}, {sampler}"], strict=True)
+        )
+        for sampler in subject.means
+    }
     contender.aim(round(subject.means["uniform"] * subject.top))
     contender.step()
-    whole, parts = 0.0, defaultdict(float)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(steps):
-            whole += timed(contender.step)[0]
-    for event in profiler.key_averages():
-        if event.key in ("_AddLowRank", "_AddLowRankBackward"):
-            parts["hooks"] += event.cpu_time_total / 1e6
-    base = optimizer.base  # type: ignore[attr-defined]
-    outer, inner = _timed_within(contender, [optimizer, base], steps)
-    parts["step() beside AdamW's"] = outer - inner
-    merges = statistics.median(timed(contender.turn)[0] for _ in range(3))
-    parts["merge / κ"] = steps * merges / KAPPA
-    return {name: value / whole for name, value in parts.items()}
+    outer, inner = _timed_within(contender, [optimizer, optimizer.base], steps)  # type: ignore[attr-defined]
+    merge = statistics.median(cpu_s for cpu_s, _ in times[f"{OURS} merge"])
+    whole = statistics.median(cpu[f"{OURS}, uniform"])
+    parts = {
+        "AdamW": inner / steps,
+        "step() beside it": (outer - inner) / steps,
+        "merge / κ": merge / KAPPA,
+    }
+    return shares | {name: seconds / whole for name, seconds in parts.items()}
 
 
 def _timed_within(
@@ -352,13 +358,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         n: build(subject.model(), subject.batch) for n, build in contenders(subject.drawn).items()
     }
     times = rounds(subject, made, options.rounds, options.seed)
-    share = own_share(subject, made[OURS])
+    share = own_share(subject, times, made[OURS])
     rows = summary(subject, times, memory)
     head = f"{subject.name}: {subject.drawn} of {subject.blocks} blocks drawn, "
     print(f"{head}{options.rounds} rounds, seed {options.seed}; {provenance_line()}; ", end="")
     print(f"{left_out(list(made))}\n\n{speed_table(rows)}\n")
-    told = ", ".join(f"{name} {value:.2%}" for name, value in share.items())
-    print(f"the library's own share of a step: {sum(share.values()):.2%} ({told})")
+    told = [f"{name} {value:.2%}" for name, value in share.items()]
+    count = len(subject.means)
+    print(f"not the model's own work: {', '.join(told[:count])}; of it {', '.join(told[count:])}")
     if options.plot:
         plot(rows, options.plot)
     if options.json:

@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "footprint": set(),
     "shapes": set(),
     "checkpointing": {"blocks", "settings", "targets"},
+    "configuration": set(),
     "forecast": {
         "booster",
         "checkpointing",

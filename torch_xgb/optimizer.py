@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
 from torch_xgb.checkpointing import Checkpointing
+from torch_xgb.configuration import VERSION, check, comparable, plain_kappa
 from torch_xgb.directions import INITS, aim, turn
 from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
@@ -52,7 +52,6 @@ from torch_xgb.targets import check_rank, select_layers
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
 LayersPerBooster = int | float | Sequence[int | float] | Callable[[int], int | float] | None
-_VERSION = 1  # of the checkpoint's "booster" entry
 
 
 class BoostedLowRankOptimizer(Optimizer):
@@ -222,7 +221,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "adapter": adapter,
             "bias": bias,
             "r": self._plan.r.plain,
-            "kappa": _plain(kappa),
+            "kappa": plain_kappa(kappa),
             "layers_per_booster": self._plan.layers_per_booster.plain,
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
             "lora_alpha": self._plan.lora_alpha,
@@ -235,7 +234,7 @@ class BoostedLowRankOptimizer(Optimizer):
         agree(
             {
                 **self._settings,
-                **_agreed(optimizer_kwargs),
+                **comparable(optimizer_kwargs),
                 "shrinkage": self._plan.shrinkage.plain,
                 "factor_l2": factor_l2,
                 "lora_dropout": lora_dropout,
@@ -416,7 +415,7 @@ class BoostedLowRankOptimizer(Optimizer):
         state_dict = {
             **self.base.state_dict(),
             "booster": {
-                "version": _VERSION,
+                "version": VERSION,
                 "settings": dict(self._settings),
                 "booster_index": self.booster_index,
                 "booster_step": self.booster_step,
@@ -457,7 +456,7 @@ class BoostedLowRankOptimizer(Optimizer):
         saved = state_dict.get("booster")
         if not isinstance(saved, Mapping):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
-        self._check_settings(saved)
+        check(saved, self._settings)
         self._sharing.settle(self.base)
         folded = self._pending.find_folded(saved["weights"])
         if self._recorder is not None:
@@ -547,21 +546,6 @@ class BoostedLowRankOptimizer(Optimizer):
     def _stream(self, purpose: str) -> torch.Generator:
         return stream(self._plan.seed, self.booster_index, purpose)
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        if saved.get("version") != _VERSION:
-            raise ValueError(
-                f"the state has version {saved.get('version')!r}, this torch_xgb reads {_VERSION}"
-            )
-        theirs = saved["settings"]
-        differing = [key for key in self._settings if theirs.get(key) != self._settings[key]]
-        if differing:
-            details = "; ".join(
-                f"{k}: saved {theirs.get(k)!r}, here {self._settings[k]!r}" for k in differing
-            )
-            raise ValueError(
-                f"the state was saved with another configuration or model: {details[:2000]}"
-            )
-
     def _require_attached(self, call: str) -> None:
         if self._finalized:
             raise RuntimeError(
@@ -575,20 +559,6 @@ class _Skipped(Exception):
     def __init__(self, loss: float | None) -> None:
         super().__init__()
         self.loss = loss
-
-
-def _agreed(optimizer_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that can be compared: an object's text may hold its address."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return {key: value for key, value in optimizer_kwargs.items() if isinstance(value, plain)}
-
-
-def _plain(kappa: object) -> object:
-    if kappa is None or isinstance(kappa, Integral):
-        return None if kappa is None else int(kappa)
-    if isinstance(kappa, Sequence):
-        return [int(knot) for knot in kappa]
-    return type(kappa).__name__
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -29,7 +29,7 @@ class Checkpointing:
 
     Args:
         model: Whose blocks.
-        share: How many of them, spread evenly: memory and time change in proportion.
+        share: How many of them, spread evenly, to trade time for memory.
 
     Raises:
         TypeError: If the share is no number or bool.

@@ -42,6 +42,31 @@ def test_results_are_the_same_bitwise(share: float, dropout: float) -> None:
     assert same(*ends)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"init": "gradient"}, {"adapter": "direft"}, {"bias": "targets", "modules_to_save": ["head"]}],
+    ids=["gradient", "direft", "bias"],
+)
+def test_results_of_the_family_are_the_same_bitwise(settings: dict[str, Any]) -> None:
+    ends = []
+    for checkpointing in (False, True):
+        model = stack(4)
+        optimizer = boosted(model, checkpointing=checkpointing, **settings)
+        log = train(model, optimizer, batches(8), clip=0.3)
+        ends.append((log.losses, dict(optimizer.finalize().state_dict())))
+    assert same(*ends)
+
+
+def test_results_under_autocast_are_the_same_bitwise() -> None:
+    losses = []
+    for checkpointing in (False, True):
+        model, data = stack(3, dtype=torch.float32), batches(6, torch.float32)
+        optimizer = boosted(model, checkpointing=checkpointing)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(train(model, optimizer, data).losses)
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_architecture_computes_the_same(name: str) -> None:
     """Outputs as tensors and tuples, keyword arguments, caches; the models' own dropout is on."""

@@ -4,7 +4,7 @@
     python -m benchmarks.ablation --quick             # the same, 16 steps, one seed
     python -m benchmarks.ablation --only kappa r
 
-The rate is the one that the default setting's search found (XGBLoRA r=1 in benchmarks.glue): a
+The rate is the one that the default setting's search found (XGBLoRA r=1, as benchmarks.glue): a
 search for every value would cost four times as much, so a value that needs a rate of its own is
 treated harshly here; where that was suspected, benchmarks.dynamics has searched. κ = K is one
 booster, merged at the end.
@@ -17,12 +17,21 @@ from typing import Any
 
 from benchmarks import minilm
 from benchmarks.journal import Journal
-from benchmarks.methods import XGBLORA, Method, xgblora
-from benchmarks.sweep import QUICK_RUNS, RUNS, Run, chosen_rate, interval, searches, work
+from benchmarks.methods import Method, compared, xgblora
+from benchmarks.sweep import (
+    QUICK_RUNS,
+    RUNS,
+    Run,
+    common_rate,
+    common_searches,
+    interval,
+    work,
+)
 from benchmarks.table import table
 from benchmarks.tasks import TASKS
 
 Options = Mapping[str, Any]
+XGBLORA = compared(1)["XGBLoRA r=1"]
 TASK_NAMES = ("TREC", "SST-2")
 
 GRIDS: dict[str, dict[str, Options]] = {
@@ -82,10 +91,9 @@ def recorded(
     method: Method, task: str, steps: int, seeds: int, journal: Journal
 ) -> list[dict[str, Any]]:
     """Return the recorded runs of a method at the default's rate."""
-    search = searches(task, XGBLORA, steps)
-    if any(run.key not in journal for run in search):
+    lr = common_rate(TASK_NAMES, XGBLORA, steps, journal)
+    if lr is None:
         return []
-    lr = chosen_rate(journal[run.key] for run in search)
     runs = [Run(task, method, lr, seed, steps) for seed in range(seeds)]
     return [journal[run.key] for run in runs if run.key in journal]
 
@@ -119,8 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"benchmarks.ablation: {error}")
     journal = Journal(QUICK_RUNS if options.quick else RUNS)
+    work(common_searches(TASK_NAMES, XGBLORA, options.steps), journal)
+    lr = common_rate(TASK_NAMES, XGBLORA, options.steps, journal)
+    assert lr is not None
     for task in options.tasks:
-        lr = chosen_rate(work(searches(task, XGBLORA, options.steps), journal))
         for seed in range(options.seeds):  # every value once before any twice
             for setting in options.only:
                 values = [method(setting, value) for value in GRIDS[setting]]

@@ -186,8 +186,35 @@ class Encoded:
             yield self._batch(queue[:size])
             del queue[:size]
 
+    def grouped_batches(self, steps: int, size: int, seed: int) -> Iterator[Batch]:
+        """Yield ``steps`` batches of rows of similar length, in an order the seed alone decides.
+
+        An epoch is shuffled and cut into stretches of 32 batches; each is sorted by length and cut
+        into batches, and all batches of the epoch are shuffled. Much less padding, as good a mix.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        queue: list[list[int]] = []
+        for _ in range(steps):
+            if not queue:
+                queue = self._grouped_epoch(size, generator)
+            yield self._batch(queue.pop())
+
+    def _grouped_epoch(self, size: int, generator: torch.Generator) -> list[list[int]]:
+        """Return an epoch's whole batches; the rows left over come in another epoch."""
+        order = torch.randperm(len(self), generator=generator).tolist()
+        batches = []
+        for start in range(0, len(order), 32 * size):
+            stretch = sorted(order[start : start + 32 * size], key=self._length)
+            batches += [stretch[i : i + size] for i in range(0, len(stretch) - size + 1, size)]
+        if not batches:
+            raise ValueError(f"a batch of {size} rows needs as many rows, got {len(self)}")
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _length(self, row: int) -> int:
+        return len(self._features[row]["input_ids"])
+
     def ordered_batches(self, size: int) -> Iterator[Batch]:
         """Yield every row once, rows of similar length together."""
-        order = sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
+        order = sorted(range(len(self)), key=self._length)
         for start in range(0, len(order), size):
             yield self._batch(order[start : start + size])

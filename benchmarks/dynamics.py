@@ -15,11 +15,12 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import minilm
 from benchmarks.journal import Journal, Record
-from benchmarks.methods import LORA, Method, compared, xgblora
+from benchmarks.methods import Method, compared, xgblora
 from benchmarks.sweep import FINAL, RUNS, Run, interval, work
 from benchmarks.table import table
 from benchmarks.tasks import TASKS
@@ -43,6 +44,13 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "A by power iteration": {"start": "power"},
     "A orthogonal to earlier ones": {"start": "orthogonal"},
     "A kept": {"start": "kept"},
+    "A and all state kept": {"start": "kept", "keep": "all"},
+    "A and all state kept, κ = 32": {"start": "kept", "keep": "all", "kappa": 32},
+    "carry=0.7": {"carry": 0.7},  # the library's own: A, the state, and 0.7 of B
+    "carry=0.9": {"carry": 0.9},
+    "carry=0.97": {"carry": 0.97},
+    "carry=0.97, 4 of 6 blocks": {"carry": 0.97, "layers_per_booster": 4},
+    "carry=1": {"carry": 1.0},
     "A kept, steps of unit norm": {"start": "kept", "scale": "norm"},
     "no momentum": {"beta1": 0.0},
     "second moment kept": {"keep": "second"},
@@ -55,7 +63,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "one booster, A not trained": {"kappa": None, "layers_per_booster": None, "ratio": 0.0},
 }
 CROSSING = (300, 900, 1800)
-CURVES = ("PEFT LoRA r=8", "PEFT LoRA r=1", "the paper's restart", "A = uᵀG")
+CURVES = ("PEFT LoRA r=8", "one booster over all steps", "the paper's restart", "carry=0.97")
 _RATES, _LORA_RATES = (2e-3, 5e-3), (1e-3, 2e-3)
 
 
@@ -66,15 +74,11 @@ def variants() -> dict[str, Method]:
         for name, options in _VARIANTS.items()
     }
     others = {
-        name: Method(name, method.build, method.lr, _rates(method), method.options)
+        name: replace(method, grid=_LORA_RATES if name == "PEFT LoRA r=8" else _RATES)
         for name, method in compared(1).items()
-        if name in ("PEFT LoRA r=8", "PEFT LoRA r=1", "BitFit", "head only")
+        if name in ("PEFT LoRA r=8", "PEFT LoRA r=1", "full fine-tuning", "BitFit", "head only")
     }
     return others | boosted
-
-
-def _rates(method: Method) -> tuple[float, ...]:
-    return _LORA_RATES if method.grid == LORA.grid else _RATES
 
 
 def runs(task: str, method: Method, steps: int, seeds: int) -> list[Run]:

@@ -22,13 +22,28 @@ _WINDOW = 8  # steps timed together, so that every window holds one merge
 
 @dataclass(frozen=True)
 class Settings:
-    """What all methods of a comparison share."""
+    """What all methods of a comparison share.
+
+    Attributes:
+        steps: K.
+        batch_size: Rows of a step.
+        length: Tokens a row is cut to.
+        warmup: Share of the steps in which the rate rises.
+        seed: Of head, batches and dropout.
+        grouped: Batches of rows of similar length, which need less padding.
+        products: torch's name of how exact a product of float32 matrices is: "medium" rounds what
+            is multiplied to bfloat16 where the processor can (AMX, tensor cores) and sums in
+            float32. Weights, updates and optimizer state are float32 in any case.
+        device: Where it runs.
+    """
 
     steps: int = 200
     batch_size: int = 16
     length: int = 48
     warmup: float = 0.06
     seed: int = 0
+    grouped: bool = False
+    products: str = "highest"
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,6 +83,7 @@ class Bench:
         Head, batches and dropout depend on the seed alone, so that methods differ in nothing
         else; ``seed`` stands in for the settings' one.
         """
+        torch.set_float32_matmul_precision(self.settings.products)
         seed = self.settings.seed if seed is None else seed
         trainee, sizes = self._build(method, lr, seed)
         steps = self.settings.steps
@@ -135,7 +151,9 @@ class Bench:
 
     def _batches(self, steps: int, seed: int) -> Iterable[Batch]:
         """Yield the training batches on the device."""
-        for batch in self.train.training_batches(steps, self.settings.batch_size, seed):
+        train, grouped = self.train, self.settings.grouped
+        batches = train.grouped_batches if grouped else train.training_batches
+        for batch in batches(steps, self.settings.batch_size, seed):
             yield {name: values.to(self.device) for name, values in batch.items()}
 
     def _factor(self, step: int, steps: int) -> float:

@@ -5,7 +5,7 @@ The head (pooler and classifier) is trained in full in all of them, at the same 
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
@@ -125,23 +125,29 @@ XGBLORA = Method("XGBLoRA r=1", xgblora, 2e-3, (1e-3, 2e-3, 5e-3, 1e-2))
 METHODS = {method.name: method for method in (HEAD_ONLY, FULL, LORA, XGBLORA)}
 
 _GRADIENT = {"init": "gradient"}
+_CARRY = {"carry": 0.97, "layers_per_booster": None}
+# Of the tables: three rates a method, around the best of the demo's search.
+_LORA_RATES, _HIGH_RATES = (5e-4, 1e-3, 2e-3), (2e-3, 5e-3, 1e-2)
 
 
 def compared(steps: int) -> dict[str, Method]:
     """Return every method of the tables, for runs of so many steps."""
     half, quarter = max(1, steps // 2), max(1, steps // 4)
-    relora = {"r": 8, "kappa": quarter, "layers_per_booster": None, "lora_alpha": 16}
+    eight = {"r": 8, "lora_alpha": 16}
+    relora = {**eight, "kappa": quarter, "layers_per_booster": None}
     cola = relora | {"kappa": [half], "target_modules": QUERY_VALUE}
     methods = (
-        HEAD_ONLY,
-        FULL,
-        Method("BitFit", bitfit, 5e-3, (1e-3, 2e-3, 5e-3, 1e-2)),
-        LORA,
-        Method("PEFT LoRA r=1", lora, 2e-3, LORA.grid, {"r": 1, "alpha": 2}),
-        Method("PEFT DoRA r=8", lora, 2e-3, LORA.grid, {"use_dora": True}),
-        Method("ReLoRA-like r=8", xgblora, 2e-3, LORA.grid, relora | {"keep": "all"}),
-        Method("COLA r=8", xgblora, 2e-3, LORA.grid, cola),
-        XGBLORA,
-        Method(f'{XGBLORA.name}, init="gradient"', xgblora, 5e-3, XGBLORA.grid, _GRADIENT),
+        replace(HEAD_ONLY, grid=_HIGH_RATES),
+        replace(FULL, grid=(1e-4, 2e-4, 5e-4)),
+        Method("BitFit", bitfit, 5e-3, _HIGH_RATES),
+        replace(LORA, grid=_LORA_RATES),
+        Method("PEFT LoRA r=1", lora, 2e-3, (1e-3, 2e-3, 5e-3), {"r": 1, "alpha": 2}),
+        Method("PEFT DoRA r=8", lora, 2e-3, _LORA_RATES, {"use_dora": True}),
+        Method("ReLoRA-like r=8", xgblora, 2e-3, _LORA_RATES, relora | {"keep": "all"}),
+        Method("COLA r=8", xgblora, 2e-3, (1e-3, 2e-3, 5e-3), cola),
+        replace(XGBLORA, grid=_HIGH_RATES),
+        Method(f'{XGBLORA.name}, init="gradient"', xgblora, 5e-3, _HIGH_RATES, _GRADIENT),
+        Method(f"{XGBLORA.name}, carry=0.97", xgblora, 5e-3, _HIGH_RATES, _CARRY),
+        Method("XGBLoRA r=8, carry=0.97", xgblora, 2e-3, _LORA_RATES, _CARRY | eight),
     )
     return {method.name: method for method in methods}

@@ -66,11 +66,39 @@ def test_methods_share_batches_and_heads() -> None:
     assert factors.index(max(factors)) == 5 and factors[-1] == pytest.approx(1 / 94)
 
 
+@needs_model
+def test_batches_of_similar_length_hold_every_row_once_an_epoch() -> None:
+    rows = [Row(" ".join(["word"] * (1 + i % 40)), str(i), i % 2) for i in range(640)]
+    encoded = Encoded(minilm.tokenizer(), rows, [0, 1], 64)
+    grouped, plain = (
+        list(batches(40, 16, 7)) for batches in (encoded.grouped_batches, encoded.training_batches)
+    )
+    shown = sorted(str(row) for b in grouped for row in _unpadded(b))
+    assert shown == sorted(str(row) for b in plain for row in _unpadded(b))
+    assert len(set(shown)) == 640
+    tokens, most = (sum(b["input_ids"].numel() for b in batches) for batches in (grouped, plain))
+    assert tokens < 0.7 * most
+    again = encoded.grouped_batches(40, 16, 7)
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(grouped, again, strict=True)
+    )
+    order = [float(b["attention_mask"].sum()) for b in grouped]
+    assert order != sorted(order)
+    with pytest.raises(ValueError, match="a batch of 641 rows"):
+        next(encoded.grouped_batches(1, 641, 7))
+
+
+def _unpadded(batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    return [[token for token, real in zip(*row, strict=True) if real] for row in rows]
+
+
 def test_every_method_has_a_grid_of_the_same_size_around_its_rate() -> None:
     methods = compared(300)
-    assert METHODS.items() <= methods.items()
-    assert len({len(method.grid) for method in methods.values()}) == 1
-    assert all(method.lr in method.grid for method in methods.values())
+    assert METHODS.keys() <= methods.keys()
+    for named in (METHODS, methods):
+        assert len({len(method.grid) for method in named.values()}) == 1
+        assert all(method.lr in method.grid for method in named.values())
     assert len({str(method.identity) for method in methods.values()}) == len(methods)
 
 
@@ -302,7 +330,7 @@ def test_a_missing_task_is_left_out_with_its_reason(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="task must be one of"):
         tasks.load_task("WNLI")
-    glue.run(glue.Size(("CB",)), Journal(data / "runs.jsonl"))
+    glue.run(glue.Size(("CB",), searched=("CB",)), Journal(data / "runs.jsonl"))
     out = capsys.readouterr().out
     assert "left out: no CB" in out and "TORCH_XGB_DATA" in out and "pip install datasets" in out
 
@@ -310,15 +338,15 @@ def test_a_missing_task_is_left_out_with_its_reason(
 @needs_model
 def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
     (data / "cb").mkdir()
-    rows = [{"sentence1": f"row {i}", "sentence2": "b", "label": i % 2} for i in range(12)]
+    rows = [{"sentence1": f"row {i}", "sentence2": "b", "label": i % 2} for i in range(40)]
     for name in ("train", "dev"):
         write(data / "cb" / f"{name}.jsonl", *rows)
-    size = glue.Size(("CB",), ("head only",), steps=1, seeds=2)
+    size = glue.Size(("CB",), ("head only",), steps=1, seeds=2, searched=("CB",))
     sweep._bench.cache_clear()
     journal = Journal(data / "runs.jsonl")
     assert "–" in glue.score_table(size, journal)
     glue.run(size, journal)
-    assert len(journal) == 4 + 2
+    assert len(journal) == 3 + 2
     text = (data / "runs.jsonl").read_text()
     glue.run(size, Journal(data / "runs.jsonl"))
     assert (data / "runs.jsonl").read_text() == text  # nothing was run again

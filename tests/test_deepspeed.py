@@ -44,6 +44,8 @@ FP32 = EVERY | {
     "3, unused anchor": Case(3, clip=0.02, settings=NO_HEADS, spare=True),
     "3, A from the gradient": Case(3, clip=0.5, settings={"init": "gradient"}),
     "3, DiReFT": Case(3, clip=0.5, settings={"adapter": "direft"}),
+    "2, pairs carried": Case(2, clip=0.5, settings={"carry": 0.7}),
+    "3, pairs carried": Case(3, clip=0.5, settings={"carry": 0.7}),
 }
 # Heads have a master copy in float32 under ZeRO, and none in the loop they are compared with.
 BF16 = {f"bf16, stage {s}": Case(s, bf16=True, clip=0.02, settings=NO_HEADS) for s in range(4)} | {
@@ -104,6 +106,7 @@ def test_errors(followed: dict[str, Any]) -> None:
 
 RESUMED = {str(stage): Case(stage) for stage in range(4)}
 RESUMED |= {f"{stage} bf16": Case(stage, bf16=True) for stage in (0, 1, 3)}
+RESUMED |= {"3, carried": Case(3, settings={"carry": 0.7})}
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,7 @@ CASES = {
     "conv1d": ({}, "conv1d"),
     "checkpointed": ({"checkpointing": True}, "blocks"),
     "checkpointed-after": ({"checkpointing": True}, "after"),
+    "carry": ({"carry": 0.7, "layers_per_booster": 3}, "blocks"),
 }
 
 

@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "admission": {"places", "slots"},
     "sharing": {"averaging", "booster", "places"},
     "merge": {"lowrank", "samplers", "targets"},
+    "carry": {"adapter", "merge"},
     "resume": {"adapter", "fingerprints", "lowrank", "merge", "places", "targets"},
     "footprint": set(),
     "shapes": set(),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiny import KINDS, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
@@ -256,6 +257,37 @@ def test_evaluation_between_steps(context: Any) -> None:
     assert torch.equal(evaluated, trained)
     cross_entropy(trained, y).backward()
     assert all(f.grad.count_nonzero() for pair in optimizer.active_factors.values() for f in pair)
+
+
+class _Precisions(TorchDispatchMode):
+    """Notes how exact every product of matrices was asked to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        if func._schema.name in ("aten::mm", "aten::addmm_", "aten::addmm"):
+            self.seen.add(torch.backends.mkldnn.matmul.fp32_precision)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="torch has no precision for one library"
+)
+def test_products_of_a_pair_are_never_rounded() -> None:
+    y, x, A, B = (torch.randn(shape) for shape in ((6, 5), (6, 4), (1, 4), (5, 1)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with _Precisions() as products:
+            add_low_rank(y, x, A.requires_grad_(), B.requires_grad_(), 1.0).sum().backward()
+        assert products.seen == {"ieee"}
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_dropout_acts_on_the_pair_alone_and_keeps_the_mean() -> None:

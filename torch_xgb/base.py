@@ -93,14 +93,19 @@ class FreshStart:
         self._counters |= changed - {"lr"}  # a closure may set the rate; no class counts in it
         return result
 
-    def apply(self, base: Optimizer) -> None:
-        """Make the state of group 0 as if it had never stepped."""
+    def apply(self, base: Optimizer, counters: bool = True) -> None:
+        """Make the state of group 0 as if it had never stepped.
+
+        Args:
+            base: The optimizer.
+            counters: Whether what the group itself counts starts anew as well.
+        """
         group = base.param_groups[0]
         for i, parameter in enumerate(group["params"]):
             base.state.pop(parameter, None)
             if i in self._pristine_state:
                 base.state[parameter] = copy.deepcopy(self._pristine_state[i])
-        for key in self._counters:
+        for key in self._counters if counters else ():
             if key in self._pristine_group:
                 group[key] = self._pristine_group[key]
             else:

@@ -19,6 +19,7 @@ from torch_xgb.admission import admit
 from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
+from torch_xgb.carry import Carry
 from torch_xgb.checkpointing import Checkpointing
 from torch_xgb.configuration import VERSION, check, comparable, plain_kappa
 from torch_xgb.directions import INITS, aim, turn
@@ -45,7 +46,7 @@ from torch_xgb.schedule import (
     layers_share,
     valid_shrinkage,
 )
-from torch_xgb.settings import finite_positive, integer, one_of, probability
+from torch_xgb.settings import finite_positive, integer, one_of, probability, share
 from torch_xgb.sharing import Sharing
 from torch_xgb.targets import check_rank, select_layers
 
@@ -98,6 +99,10 @@ class BoostedLowRankOptimizer(Optimizer):
         init: How A begins: "kaiming" (the paper: drawn like LoRA's), or "gradient": the first
             step of a booster, which trains no pair, makes A a random combination of the rows of
             the weight's gradient, found without a gradient of full size.
+        carry: None (the paper) starts every booster anew. A number ρ in [0, 1] has a target that is
+            drawn again take up its last pair: the same A and optimizer state, and ρ times its B,
+            taken out of the weight again, so that the model computes what it did. See
+            docs/algorithm.md.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
@@ -164,6 +169,7 @@ class BoostedLowRankOptimizer(Optimizer):
         factor_l2: float = 0.0,
         layer_sampler: str | Sampler = "uniform",
         init: str = "kaiming",
+        carry: float | None = None,
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
         checkpointing: bool | float = False,
@@ -185,6 +191,12 @@ class BoostedLowRankOptimizer(Optimizer):
         if init == "gradient" and kappa == 1:
             raise ValueError(
                 "init='gradient' spends the first step of a booster on A: kappa must be at least 2"
+            )
+        self._carry = None if carry is None else Carry(share("carry", carry))
+        if carry is not None and (init != "kaiming" or record):
+            raise ValueError(
+                "carry= goes with init='kaiming' and without record=: a booster that takes up an "
+                "earlier one is no learner of its own, whatever begins or keeps it"
             )
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
         self._plan = Plan(
@@ -226,6 +238,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
             "lora_alpha": self._plan.lora_alpha,
             "init": init,
+            "carry": carry,
             "merge_precision": merge_precision,
             "modules_to_save": sorted(saved),
             "seed": seed,
@@ -386,6 +399,8 @@ class BoostedLowRankOptimizer(Optimizer):
         progress = self._progress.next()
         planned = self._plan.booster(progress.booster_index)
         report = self._merge_active()
+        if self._carry is not None:
+            self._carry.put_down(self._booster.active, self.base)
         self._begin(progress, planned)
         self._listeners.tell(report)
 
@@ -396,7 +411,8 @@ class BoostedLowRankOptimizer(Optimizer):
             The model, plain again. A second call does nothing.
         """
         if not self._finalized:
-            report = self._merge_active() if self.booster_step else None
+            begun = self.booster_step or any(a.pending for a in self._booster.active)
+            report = self._merge_active() if begun else None
             self._pending.detach()
             self._booster.detach()
             self._checkpointing.detach()
@@ -427,6 +443,7 @@ class BoostedLowRankOptimizer(Optimizer):
                     "alpha": self._active.alpha,
                 },
                 "policy": None if self._policy is None else self._policy.state_dict(),
+                "carry": None if self._carry is None else self._carry.state_dict(),
                 "factors": [p.detach() for p in self._booster.factors],
                 "weights": self._pending.state_dict(),
                 "run": None if self._recorder is None else self._recorder.chain.run,
@@ -472,6 +489,8 @@ class BoostedLowRankOptimizer(Optimizer):
         self._booster.bind(list(self._active.layers), self._active.r, self._active.s)
         if self._policy is not None:
             self._policy.load_state_dict(saved["policy"])
+        if self._carry is not None:
+            self._carry.load_state_dict(saved["carry"], self.base)
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
@@ -539,7 +558,9 @@ class BoostedLowRankOptimizer(Optimizer):
         self._booster.reset(self._stream("factors"))
         if self._init == "gradient":
             aim(self._booster.active, self._stream("signs"))
-        self._fresh_start.apply(self.base)
+        self._fresh_start.apply(self.base, counters=self._carry is None)
+        if self._carry is not None:
+            self._carry.take_up(self._booster.active, self.base, self._merger, self.booster_index)
         if self._policy is not None:
             self._policy.begin()
 

@@ -19,6 +19,7 @@ __all__ = [
     "one_of",
     "positive_integer",
     "probability",
+    "share",
 ]
 
 T = TypeVar("T")
@@ -60,6 +61,14 @@ def probability(name: str, value: object) -> float:
     """Return a number in [0, 1)."""
     allowed = "a number in [0, 1)"
     if not 0 <= (given := number(name, value, allowed)) < 1:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return given
+
+
+def share(name: str, value: object) -> float:
+    """Return a number in [0, 1]."""
+    allowed = "a number in [0, 1]"
+    if not 0 <= (given := number(name, value, allowed)) <= 1:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return given
 

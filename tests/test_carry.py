@@ -1,0 +1,207 @@
+"""carry=: a target drawn again takes up its last pair."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Adagrad, AdamW, Optimizer
+
+from family_reference import forward
+from tiny import KINDS, as_matrices, batches, stack
+from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.samplers import stream
+from training import train
+
+FORMS: list[dict[str, Any]] = [{}, {"bias": "targets"}, {"adapter": "direft"}]
+
+
+def build(model: nn.Module, base: Any = AdamW, **settings: Any) -> BoostedLowRankOptimizer:
+    given = {"kappa": 3, "layers_per_booster": 2, "carry": 0.6, "lr": 0.03} | settings
+    return BoostedLowRankOptimizer(base, model, **given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("base", [SGD, AdamW, Adagrad])
+def test_all_of_it_with_every_layer_is_lora(base: Any, form: dict[str, Any], kind: str) -> None:
+    models = [stack(kind=kind) for _ in range(2)]
+    logs = []
+    for model, kappa in zip(models, (2, None), strict=True):
+        optimizer = build(model, base, kappa=kappa, layers_per_booster=None, carry=1, r=2, **form)
+        logs.append(train(model, optimizer, batches(9)).losses)
+        optimizer.finalize()
+    assert logs[0] == pytest.approx(logs[1], abs=1e-9)
+    ours, lora = (as_matrices(model) for model in models)
+    # Attention does not depend on the keys' bias: Adagrad enlarges the rounding of its gradient.
+    names = [name for name in lora if not name.endswith("key.bias")]
+    assert all(torch.allclose(ours[name], lora[name], rtol=0, atol=1e-9) for name in names)
+
+
+def reference(
+    W: dict[str, Tensor], optimizer: BoostedLowRankOptimizer, rho: float, steps: int
+) -> list[float]:
+    """Explicit loops: a pair and an AdamW of its own for every target, for good."""
+    pairs: dict[str, list[Tensor]] = {}
+    bases: dict[str, Optimizer] = {}
+    losses = []
+    active: list[str] = []
+    for step, (x, y) in enumerate(batches(steps)):
+        if step % 3 == 0:
+            t = step // 3
+            for name in active:
+                W[f"{name}.weight"] += (pairs[name][1] @ pairs[name][0]).detach()
+            drawn = {optimizer._booster.layers[i].name for i in optimizer._plan.booster(t).layers}
+            active = [name for name, layer in optimizer.targets.items() if layer in drawn]
+            fresh = copy.deepcopy(optimizer._booster)
+            fresh.bind(optimizer._plan.booster(t).layers, 1, 1.0)
+            fresh.reset(stream(0, t, "factors"))
+            for adapter in fresh.active:
+                name = adapter.target.name
+                if name not in pairs:
+                    pairs[name] = [f.detach().clone().requires_grad_() for f in adapter.factors]
+                    bases[name] = AdamW(pairs[name], lr=0.03)
+                    continue
+                with torch.no_grad():
+                    pairs[name][1].mul_(rho)
+                    W[f"{name}.weight"] -= pairs[name][1] @ pairs[name][0]
+        used = {name: pairs[name] for name in active}
+        factors = [factor for pair in used.values() for factor in pair]
+        loss = cross_entropy(forward(W, used, False, 1.0, x), y)
+        for factor, gradient in zip(factors, torch.autograd.grad(loss, factors), strict=True):
+            factor.grad = gradient
+        for name in active:
+            bases[name].step()
+        losses.append(loss.item())
+    for name in active:
+        W[f"{name}.weight"] += (pairs[name][1] @ pairs[name][0]).detach()
+    return losses
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 1.0])
+def test_the_reference(rho: float) -> None:
+    model = stack(depth=4)
+    W = as_matrices(model)
+    optimizer = build(model, carry=rho)
+    expected = reference(W, build(stack(depth=4), carry=rho), rho, 20)
+    log = train(model, optimizer, batches(20))
+    assert len(set(map(tuple, log.drawn.values()))) > 2  # targets come and go
+    optimizer.finalize()
+    assert log.losses == pytest.approx(expected, abs=1e-9)
+    after = as_matrices(model)
+    assert all(torch.allclose(after[name], W[name], rtol=0, atol=1e-9) for name in W)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_function_is_kept_from_booster_to_booster(form: dict[str, Any]) -> None:
+    model, x = stack(depth=4), batches(1, seed=5)[0][0]
+    optimizer = build(model, r=[1, 2], lora_alpha=3, **form)
+    for steps in range(5):
+        train(model, optimizer, batches(2, seed=steps))
+        with torch.no_grad():
+            before, saved = model(x), stack(depth=4)
+            optimizer.merge()
+            assert torch.allclose(model(x), before, rtol=0, atol=1e-12)
+            saved.load_state_dict(model.state_dict())
+            assert torch.allclose(saved(x), before, rtol=0, atol=1e-12)
+    assert any(bool(B.any()) for _, B in optimizer.active_factors.values())
+    optimizer.finalize()  # right after a merge: what was taken up is merged again
+    assert torch.allclose(model(x), before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rho", "more"), [(0.5, True), (1.0, False)])
+def test_the_rank_grows_unless_everything_is_carried(rho: float, more: bool) -> None:
+    model = stack(depth=2)
+    before = as_matrices(model)
+    optimizer = build(model, layers_per_booster=None, carry=rho, lr=0.1)
+    train(model, optimizer, batches(18))
+    optimizer.finalize()
+    delta = as_matrices(model)["blocks.0.query.weight"] - before["blocks.0.query.weight"]
+    assert (int(torch.linalg.matrix_rank(delta, rtol=1e-6)) > 1) is more
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_bitwise(steps: int, dtype: torch.dtype) -> None:
+    data = batches(steps + 7, dtype)
+    models = [stack(depth=4, dtype=dtype) for _ in range(2)]
+    optimizers = [build(model) for model in models]
+    train(models[0], optimizers[0], data[:steps])
+    file = io.BytesIO()
+    torch.save((models[0].state_dict(), optimizers[0].state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    models[1].load_state_dict(weights)
+    optimizers[1].load_state_dict(state)
+    logs = [train(m, o, data[steps:]).losses for m, o in zip(models, optimizers, strict=True)]
+    assert logs[0] == logs[1]
+    first, second = (o.finalize().state_dict() for o in optimizers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_low_precision_weights_lose_nothing_on_the_way() -> None:
+    """Pairs go in and out of bfloat16 weights sixteen times; the residual keeps the rest."""
+    models = [stack(depth=2, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+    models[1].load_state_dict(models[0].state_dict())
+    before = as_matrices(models[1])
+    deltas = []
+    for model in models:
+        optimizer = build(model, SGD, layers_per_booster=None, kappa=1, carry=0.9)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(16):
+            for A, B in optimizer.active_factors.values():
+                A.grad = torch.zeros_like(A)
+                B.grad = torch.randn(B.shape, generator=generator) * 0.1
+            optimizer.step()
+        optimizer.finalize()
+        residuals = optimizer._merger.residuals
+        deltas.append(
+            {
+                name: (model.get_parameter(name).float() + residuals.get(name, 0) - before[name])
+                for name in before
+                if name.startswith("blocks.") and name.endswith("weight")
+            }
+        )
+    for name, delta in deltas[0].items():
+        assert torch.allclose(delta, deltas[1][name], rtol=0.02, atol=2e-3), name
+
+
+def test_a_copy_and_the_original_go_on_alike() -> None:
+    model = stack(depth=4)
+    optimizer = build(model)
+    train(model, optimizer, batches(8))
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    logs = [train(m, o, batches(6, seed=1)).losses for m, o in ((model, optimizer), (twin_model, twin))]  # fmt: skip  # noqa: E501
+    assert logs[0] == logs[1]
+
+
+def test_errors_change_nothing() -> None:
+    model = stack()
+    before = copy.deepcopy(model.state_dict())
+    for settings, error, message in (
+        ({"carry": 1.5}, ValueError, r"carry must be a number in \[0, 1\], got 1.5"),
+        ({"carry": "all"}, TypeError, "carry must be a number"),
+        ({"init": "gradient"}, ValueError, "init='kaiming' and without record="),
+        ({"record": True}, ValueError, "init='kaiming' and without record="),
+    ):
+        with pytest.raises(error, match=message):
+            build(model, **settings)
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    optimizer, other = build(model), build(stack(), carry=None)
+    with pytest.raises(ValueError, match="carry: saved None, here 0.6"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_weights_that_are_loaded_are_what_the_model_computes_with() -> None:
+    model, other = stack(depth=4), stack(depth=4, seed=3)
+    optimizer = build(model)
+    train(model, optimizer, batches(7))
+    model.load_state_dict(other.state_dict())
+    x = batches(1)[0][0]
+    assert torch.equal(model(x), other(x))
+    optimizer.merge()
+    assert torch.allclose(model(x), other(x), rtol=0, atol=1e-12)

@@ -1,0 +1,117 @@
+"""What a target takes up of its last booster when it is drawn again, instead of starting anew.
+
+The paper throws a merged pair away. But a fresh random A sees 1/in of a gradient's square, and it
+is A's direction that a restart loses most. Here a target's pair is remembered, a few numbers a
+weight, and its next booster begins with
+
+    A ← A′,   B ← ρ·B′,   W ← W − s·ρ·B′A′,
+
+and with the base's state of A′ and B′. The function is kept, the share 1 − ρ of the pair is in W
+for good, and the rank of what W has learned grows with every booster. ρ = 1 with every layer drawn
+is LoRA, whatever the knots.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_xgb.adapter import Adapter
+from torch_xgb.merge import Merger
+
+__all__ = ["Carry"]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A target's factors as merged, and the base's state of each."""
+
+    factors: list[Tensor]
+    state: list[dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Carry:
+    """The last pair of every target drawn so far.
+
+    Args:
+        share: ρ in [0, 1], how much of B is taken up again.
+    """
+
+    share: float
+    held: dict[str, _Held] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def put_down(self, adapters: Iterable[Adapter], base: Optimizer) -> None:
+        """Remember the pairs of a booster that was merged, and take over their optimizer state."""
+        for adapter in adapters:
+            assert adapter.bound is not None
+            self.held[adapter.target.name] = _Held(
+                [factor.detach().clone() for factor in adapter.bound],
+                [base.state.pop(factor, {}) for factor in adapter.bound],
+            )
+
+    @torch.no_grad()
+    def take_up(self, adapters: Iterable[Adapter], base: Optimizer, merger: Merger, t: int) -> None:
+        """Give targets their pairs back, taking what these hold out of the weights.
+
+        Args:
+            adapters: Those of booster t, just reset; one drawn for the first time stays so.
+            base: Gets the state back.
+            merger: Takes the pairs' product out, under its policy of precision.
+            t: The booster's index.
+        """
+        for adapter in adapters:
+            held = self.held.pop(adapter.target.name, None)
+            if held is None:
+                continue
+            assert adapter.bound is not None
+            first, *others = held.factors
+            values = [first, *(self.share * other for other in others)]
+            for factor, value, state in zip(adapter.bound, values, held.state, strict=True):
+                factor.copy_(value)
+                if state:
+                    base.state[factor] = state
+            if self.share:
+                _take_out(adapter, merger, t)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain types."""
+        return {n: {"factors": h.factors, "state": h.state} for n, h in self.held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], base: Optimizer) -> None:
+        """Take such a state over, by copy, to where the base's factors are."""
+        group = base.param_groups[0]
+        device = group["params"][0].device
+        on_device = bool(group.get("fused") or group.get("capturable"))
+
+        def own(value: Any) -> Any:  # noqa: ANN401
+            if not isinstance(value, Tensor):
+                return copy.deepcopy(value)
+            # Counters of steps stay on the CPU, unless the base's kernels read them.
+            return (
+                value.clone() if value.ndim == 0 and not on_device else value.to(device, copy=True)
+            )
+
+        self.held = {
+            name: _Held(
+                [own(factor) for factor in held["factors"]],
+                [{key: own(value) for key, value in one.items()} for one in held["state"]],
+            )
+            for name, held in state.items()
+        }
+
+
+def _take_out(adapter: Adapter, merger: Merger, t: int) -> None:
+    factors = tuple(factor.detach() for factor in adapter.factors)
+    for weight in adapter.form.weights(adapter.target):
+        kept = weight.place.local
+        wide = tuple(factor.to(kept.device) for factor in factors)
+        # Stochastic rounding draws by index; booster t's own merge has t.
+        merger.merge(weight, *adapter.form.undo(weight, kept, wide, adapter.s), -1 - t)

@@ -84,7 +84,9 @@ def frozen(model: nn.Module, batch: Batch) -> Contender:
     return Contender("the limit", model, step, aim=aim)
 
 
-def boosted(model: nn.Module, batch: Batch, drawn: int, **settings: Any) -> Contender:
+def boosted(
+    model: nn.Module, batch: Batch, drawn: int, name: str = "torch_xgb r=1", **settings: Any
+) -> Contender:
     """Train rank-1 boosters of so many blocks; ``aim`` draws them from the given one upwards."""
     _, blocks = blocks_of(model)
     plan = [0]
@@ -106,22 +108,24 @@ def boosted(model: nn.Module, batch: Batch, drawn: int, **settings: Any) -> Cont
         optimizer.merge()
 
     step = _stepper(model, optimizer, batch)
-    return Contender("torch_xgb r=1", model, step, optimizer.merge, aim, optimizer)
+    return Contender(name, model, step, optimizer.merge, aim, optimizer)
 
 
 def _seeded(t: int) -> torch.Generator:
     return torch.Generator().manual_seed(t)
 
 
-def lora(model: nn.Module, batch: Batch, r: int) -> Contender:
-    """Train PEFT's LoRA on all linear maps of the blocks."""
+def lora(model: nn.Module, batch: Batch, r: int, checkpointed: bool = False) -> Contender:
+    """Train PEFT's LoRA on all linear maps of the blocks, or with transformers' checkpointing."""
+    if checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     with warnings.catch_warnings():
         # peft 0.21 asks for this under a name that transformers 5 deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = get_peft_model(model, LoraConfig(r=r, target_modules="all-linear"))
     trained = [p for n, p in adapted.named_parameters() if p.requires_grad or _is_head(n)]
     optimizer = AdamW([p.requires_grad_() for p in trained], lr=1e-3, weight_decay=0.0)
-    name = f"PEFT LoRA r={r}"
+    name = f"PEFT LoRA r={r}{', checkpointed' if checkpointed else ''}"
     return Contender(name, adapted, _stepper(adapted, optimizer, batch), optimizer=optimizer)
 
 
@@ -206,10 +210,18 @@ Build = Callable[[nn.Module, Batch], Contender]
 
 def contenders(drawn: int, **settings: Any) -> dict[str, Build]:
     """Return how each contender is made, but those whose package is missing."""
+
+    def ours(name: str, checkpointing: bool | float = False) -> Build:
+        kept = {"checkpointing": checkpointing, **settings}
+        return lambda model, batch: boosted(model, batch, drawn, name, **kept)
+
     every: dict[str, Build] = {
         "the limit": frozen,
-        "torch_xgb r=1": lambda model, batch: boosted(model, batch, drawn, **settings),
+        "torch_xgb r=1": ours("torch_xgb r=1"),
+        "torch_xgb, half checkpointed": ours("torch_xgb, half checkpointed", 0.5),
+        "torch_xgb, checkpointed": ours("torch_xgb, checkpointed", True),
         "PEFT LoRA r=8": lambda model, batch: lora(model, batch, 8),
+        "PEFT LoRA r=8, checkpointed": lambda model, batch: lora(model, batch, 8, True),
         "PEFT LoRA r=1": lambda model, batch: lora(model, batch, 1),
         "full AdamW": full,
         f"BAdam, {drawn} blocks": lambda model, batch: badam(model, batch, drawn),

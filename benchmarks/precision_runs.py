@@ -121,9 +121,9 @@ class Lab:
     def run(self, variant: Variant, lr: float, seed: int) -> Run:
         """Train one variant."""
         model = build(self.task, variant, seed)
-        optimizer = self._optimizer(model, variant, lr, seed)
+        optimizer = self.optimizer(model, variant, lr, seed)
         before, updates = _weights(model, optimizer.targets), TrueUpdates(optimizer)
-        losses = self._train(model, optimizer, variant, seed)
+        losses = self.train_model(model, optimizer, variant, seed)
         after = _weights(optimizer.finalize(), before)
         score = self.score(model, variant)
         return Run(model, statistics.fmean(losses[-50:]), score, before, after, updates.sums)
@@ -146,9 +146,10 @@ class Lab:
                 right += int((model(**batch).logits.argmax(-1) == labels).sum())
         return right / len(self.dev)
 
-    def _optimizer(
+    def optimizer(
         self, model: nn.Module, variant: Variant, lr: float, seed: int
     ) -> BoostedLowRankOptimizer:
+        """Build a run's optimizer."""
         optimizer = BoostedLowRankOptimizer(
             AdamW,
             model,
@@ -165,9 +166,10 @@ class Lab:
         optimizer.param_groups[1]["lr"] = self.setting.head_lr
         return optimizer
 
-    def _train(
+    def train_model(
         self, model: nn.Module, optimizer: BoostedLowRankOptimizer, variant: Variant, seed: int
     ) -> list[float]:
+        """Train a model; return the losses."""
         steps, losses = self.setting.steps, []
         schedule = LambdaLR(optimizer, partial(_decay, steps=steps))
         batches = self.train.training_batches(steps, self.setting.batch_size, seed)

@@ -16,7 +16,8 @@ both). It is therefore timed with the lowest block at either end, and a sampler'
 point between them at the sampler's mean lowest block: (L + 1)/(L_s + 1) - 1 for "uniform",
 (L - L_s)/2 for "window". The limit, the frozen model run forward and backward to the input of
 that block, is read the same way. A merge and the next draw are timed in every round as well, and
-charged at 1/κ to each step, κ = 8.
+charged at 1/κ to each step, κ = 8. *Checkpointed* are the blocks, ours by ``checkpointing=True``
+(or 0.5: every second one), PEFT's by transformers' ``activation_checkpointing_enable()``.
 """
 
 import argparse
@@ -117,6 +118,11 @@ def rounds(subject: Subject, made: Mapping[str, Contender], count: int, seed: in
     return dict(times)
 
 
+def _sampled(name: str) -> bool:
+    """Tell whether a contender's blocks come from the samplers, rather than in turns."""
+    return name.startswith(("torch_xgb", LIMIT))
+
+
 def _top(subject: Subject, contender: Contender) -> int:
     return subject.blocks - 1 if contender.name == "BAdam, 1 block" else subject.top
 
@@ -140,7 +146,7 @@ def means(subject: Subject, times: Times, clock: int) -> dict[str, list[float]]:
             continue
         high = next(s for n, s in series.items() if n.startswith(f"{stem}@") and n != name)
         turns = series.get(f"{stem} merge", [0.0] * len(low))
-        shares = subject.means if stem in (OURS, LIMIT) else {"": 0.5}
+        shares = subject.means if _sampled(stem) else {"": 0.5}
         for sampler, share in shares.items():
             label = f"{stem}, {sampler}" if sampler else stem
             found[label] = [
@@ -155,29 +161,35 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def own_share(subject: Subject, contender: Contender, steps: int = 3) -> dict[str, float]:
-    """Measure what share of a step is the library's own work, by part; merges at 1/κ.
+def own_share(
+    subject: Subject, times: Times, contender: Contender, steps: int = 5
+) -> dict[str, float]:
+    """Return what share of a step is not the model's own work.
 
-    "hooks" are the pairs' own products in forward and backward, from torch's profiler, at the
-    uniform sampler's mean lowest block.
+    "uniform" and "window" are what lies beyond the limit, in the same round and without a profiler,
+    which would slow small operators down: the pairs' products in forward and backward, what is
+    trained beside them, ``step()``, and merges at 1/κ. The others are parts of it.
     """
-    optimizer = contender.optimizer
-    assert optimizer is not None and contender.turn is not None and contender.aim is not None
+    optimizer, cpu = contender.optimizer, means(subject, times, 0)
+    assert optimizer is not None and contender.aim is not None
+    shares = {
+        sampler: statistics.median(
+            1 - b / a
+            for a, b in zip(cpu[f"{OURS}, {sampler}"], cpu[f"{LIMIT}, {sampler}"], strict=True)
+        )
+        for sampler in subject.means
+    }
     contender.aim(round(subject.means["uniform"] * subject.top))
     contender.step()
-    whole, parts = 0.0, defaultdict(float)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(steps):
-            whole += timed(contender.step)[0]
-    for event in profiler.key_averages():
-        if event.key in ("_AddLowRank", "_AddLowRankBackward"):
-            parts["hooks"] += event.cpu_time_total / 1e6
-    base = optimizer.base  # type: ignore[attr-defined]
-    outer, inner = _timed_within(contender, [optimizer, base], steps)
-    parts["step() beside AdamW's"] = outer - inner
-    merges = statistics.median(timed(contender.turn)[0] for _ in range(3))
-    parts["merge / κ"] = steps * merges / KAPPA
-    return {name: value / whole for name, value in parts.items()}
+    outer, inner = _timed_within(contender, [optimizer, optimizer.base], steps)  # type: ignore[attr-defined]
+    merge = statistics.median(cpu_s for cpu_s, _ in times[f"{OURS} merge"])
+    whole = statistics.median(cpu[f"{OURS}, uniform"])
+    parts = {
+        "AdamW": inner / steps,
+        "step() beside it": (outer - inner) / steps,
+        "merge / κ": merge / KAPPA,
+    }
+    return shares | {name: seconds / whole for name, seconds in parts.items()}
 
 
 def _timed_within(
@@ -243,7 +255,7 @@ def memory_means(subject: Subject, found: Mapping[str, Sequence[int]]) -> dict[s
         shares = {"": 0.0}
         if len(ends) == 2:
             shares = {f", {n}": s for n, s in subject.means.items()}
-            shares = shares if name in (OURS, LIMIT) else {"": 0.5}
+            shares = shares if _sampled(name) else {"": 0.5}
         for label, share in shares.items():
             mean = ends[0] + share * (ends[-1] - ends[0])
             rows[name + label] = {"mean": round(mean), "most": max(ends)}
@@ -308,7 +320,8 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     lora = rows["PEFT LoRA r=8"]["memory"]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.2), sharey=True)
     colours = [
-        "C0" if n.startswith(OURS) else "0.75" if n.startswith(LIMIT) else "C1" for n in names
+        "C0" if n.startswith("torch_xgb") else "0.75" if n.startswith(LIMIT) else "C1"
+        for n in names
     ]
     axes[0].barh(names, [rows[n]["of_lora8"] for n in names], color=colours)
     axes[0].set_xlabel("processor time of a step / PEFT LoRA r=8")
@@ -345,13 +358,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         n: build(subject.model(), subject.batch) for n, build in contenders(subject.drawn).items()
     }
     times = rounds(subject, made, options.rounds, options.seed)
-    share = own_share(subject, made[OURS])
+    share = own_share(subject, times, made[OURS])
     rows = summary(subject, times, memory)
     head = f"{subject.name}: {subject.drawn} of {subject.blocks} blocks drawn, "
     print(f"{head}{options.rounds} rounds, seed {options.seed}; {provenance_line()}; ", end="")
     print(f"{left_out(list(made))}\n\n{speed_table(rows)}\n")
-    told = ", ".join(f"{name} {value:.2%}" for name, value in share.items())
-    print(f"the library's own share of a step: {sum(share.values()):.2%} ({told})")
+    told = [f"{name} {value:.2%}" for name, value in share.items()]
+    count = len(subject.means)
+    print(f"not the model's own work: {', '.join(told[:count])}; of it {', '.join(told[count:])}")
     if options.plot:
         plot(rows, options.plot)
     if options.json:

@@ -17,11 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from torch_xgb import BoostedLowRankOptimizer, MergeReport
 
-__all__ = ["BoostedFactory", "BoostingCallback"]
+__all__ = ["BoostedFactory", "BoostingCallback", "spare_input_gradients"]
 
 
 class BoostedFactory:
@@ -52,7 +59,30 @@ class BoostedFactory:
             if not (isinstance(found, type) and issubclass(found, Optimizer)):
                 raise ValueError(f"base must name an optimizer of torch.optim, got {base!r}")
             base = found
-        return BoostedLowRankOptimizer(base, model, **kwargs)
+        optimizer = BoostedLowRankOptimizer(base, model, **kwargs)
+        spare_input_gradients(model)
+        return optimizer
+
+
+def spare_input_gradients(model: nn.Module) -> None:
+    """Let backward stop at the lowest drawn block of a model with transformers' checkpointing.
+
+    ``activation_checkpointing_enable()`` (once ``gradient_checkpointing_enable()``) asks for
+    gradients of the embeddings' output, and backward then computes every block again, whatever is
+    drawn. Only checkpointing with reentrance needs those gradients; without checkpointing, or with
+    that, nothing is done. The results are the same. The Trainer's factory and callback call this.
+    """
+    checkpoints = [
+        m._gradient_checkpointing_func
+        for m in model.modules()
+        if getattr(m, "gradient_checkpointing", False)
+        and hasattr(m, "_gradient_checkpointing_func")
+    ]
+    settings = [getattr(checkpoint, "keywords", {}) for checkpoint in checkpoints]
+    if checkpoints and all(s.get("use_reentrant") is False for s in settings):
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 class BoostingCallback(TrainerCallback):
@@ -98,6 +128,7 @@ class BoostingCallback(TrainerCallback):
                 ``optimizers=`` under some backends.
         """
         optimizer = _boosted(kwargs.get("optimizer"))
+        spare_input_gradients(optimizer.model)
         self._handles.append(optimizer.on_merge(self._remember))
         hook = optimizer.model.register_forward_hook(self._keep_loss)
         self._handles.append(hook)

@@ -106,8 +106,7 @@ class Client(Optimizer):
         policy = replace(boosted._gradients, factor_l2=0.0)
         if scaled:
             policy = replace(policy, nonfinite="skip")
-        named = [(a.target.name, p) for a in boosted._booster.active for p in a.bound or ()]
-        self.overflowed = not policy.prepare(named, [])
+        self.overflowed = not policy.prepare(boosted._booster.named, [])
         self._norm, self._live = None, True
         if engine.optimizer is not self:
             engine.optimizer.clip_grad = 0.0  # clipped here, together with the factors

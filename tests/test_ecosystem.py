@@ -371,10 +371,10 @@ SMALL = {"kappa": 2, "layers_per_booster": 1, "r": 1}
 class Quick(nn.Module):
     """Blocks that take a compiler less time than attention does."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 3) -> None:
         super().__init__()
         self.embed = nn.Linear(5, 6)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(depth))
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -384,10 +384,10 @@ class Quick(nn.Module):
         return self.head(x.mean(-2))
 
 
-def quick() -> Quick:
+def quick(depth: int = 3) -> Quick:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Quick().double()
+        return Quick(depth).double()
 
 
 def eager_losses(steps: int) -> list[float]:
@@ -475,6 +475,44 @@ def test_compile_recompiles_a_bounded_number_of_times(fresh_compiler: None) -> N
     first = traced
     train(model, optimizer, batches(10), forward=forward)
     assert traced == first <= 6
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("how", "sampler", "draws", "most"),
+    [
+        ("blocks", "uniform", 15, 4),  # whatever is drawn: with and without a pair, and gradients
+        ("whole", "window", 5, 6),  # one for each draw, and one without boosters
+        ("whole", "in turns", 3, 4),
+    ],
+)
+def test_compile_once_for_each_draw_or_kind_of_block(
+    fresh_compiler: None, how: str, sampler: str, draws: int, most: int
+) -> None:
+    """Six blocks, two drawn: later draws find their graphs, and blocks share theirs."""
+    traced = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal traced
+        traced += 1
+        return graph
+
+    def in_turns(seed: int, t: int, num_layers: int, layers_per_booster: int) -> list[int]:
+        first = layers_per_booster * (t % (num_layers // layers_per_booster))
+        return list(range(first, first + layers_per_booster))
+
+    model, seen = quick(6), set()
+    rule: Any = in_turns if sampler == "in turns" else sampler
+    optimizer = boosted(model, kappa=1, layers_per_booster=2, layer_sampler=rule)
+    optimizer.on_merge(lambda report: seen.add(report.layers))
+    forward: Any = None
+    if how == "whole":
+        forward = torch.compile(model, backend=backend)
+    else:
+        for block in model.blocks:
+            block.compile(backend=backend)
+    train(model, optimizer, batches(40), forward=forward)
+    assert traced <= most and 3 <= len(seen) <= draws
 
 
 def test_compile_of_transformers(fresh_compiler: None) -> None:

@@ -70,16 +70,22 @@ def test_a_truncated_model_tells_the_whole_ones_footprint() -> None:
     assert deep == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["boosted", "full"])
+@pytest.mark.parametrize("method", ["boosted", "checkpointed", "full"])
 def test_peak_is_that_of_a_real_step(method: str) -> None:
     model, ids = LlamaForCausalLM(config()).train(), torch.zeros(4, 128, dtype=torch.int64)
-    ours, _, full = plan(config(), layers_per_booster=2, **F32).needs
-    need = ours if method == "boosted" else full
+    checkpointing = method == "checkpointed"
+    ours, _, full = plan(config(), layers_per_booster=2, checkpointing=checkpointing, **F32).needs
+    need = full if method == "full" else ours
 
     def run() -> None:
-        if method == "boosted":
+        if method != "full":
             optimizer: torch.optim.Optimizer = BoostedLowRankOptimizer(
-                AdamW, model, layers_per_booster=2, layer_sampler=lambda *_: [0, 1], lr=1e-3
+                AdamW,
+                model,
+                layers_per_booster=2,
+                layer_sampler=lambda *_: [0, 1],
+                checkpointing=checkpointing,
+                lr=1e-3,
             )
         else:
             optimizer = AdamW(model.parameters(), lr=1e-3)

@@ -85,6 +85,8 @@ CASES = {
     "direft": ({"adapter": "direft"}, "blocks"),
     "bias-hybrid": ({"bias": "targets"}, "hybrid"),
     "conv1d": ({}, "conv1d"),
+    "checkpointed": ({"checkpointing": True}, "blocks"),
+    "checkpointed-after": ({"checkpointing": True}, "after"),
     "carry": ({"carry": 0.7, "layers_per_booster": 3}, "blocks"),
 }
 

@@ -1,9 +1,12 @@
 """The benchmark of step times: its arithmetic, and two rounds of some contenders."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import scaling, speed
 from benchmarks.contenders import contenders
 from benchmarks.cost import Size
 
@@ -30,9 +33,26 @@ def test_a_round_times_every_contender() -> None:
     names = (speed.OURS, speed.LIMIT, "PEFT LoRA r=8")
     build = contenders(subject.drawn)
     made = {name: build[name](subject.model(), subject.batch) for name in names}
-    rows = speed.summary(subject, speed.rounds(subject, made, 2, 0), {})
+    times = speed.rounds(subject, made, 2, 0)
+    rows = speed.summary(subject, times, {})
     assert {f"{speed.OURS}, uniform", f"{speed.LIMIT}, window", "PEFT LoRA r=8"} <= rows.keys()
     assert all(row["cpu_s"] > 0 for row in rows.values())
     assert "PEFT LoRA r=8" in speed.speed_table(rows)
-    share = speed.own_share(subject, made[speed.OURS], steps=1)
-    assert share["hooks"] > 0 and share["merge / κ"] > 0
+    share = speed.own_share(subject, times, made[speed.OURS], steps=1)
+    assert share.keys() == {"uniform", "window", "AdamW", "step() beside it", "merge / κ"}
+    assert share["AdamW"] > 0 and share["step() beside it"] > 0 and share["merge / κ"] > 0
+
+
+def test_scaling_tells_the_whole_step_and_the_bases_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    varied = {"blocks": (2, 3), "drawn": (1,), "kappa": (1, 2), "r": (1,)}
+    monkeypatch.setattr(scaling, "VARIED", varied)
+    monkeypatch.setattr(scaling, "BASE", {"blocks": 2, "drawn": 1, "kappa": 2, "r": 1})
+    files = tmp_path / "a" / "scaling.json", tmp_path / "a" / "scaling.png"
+    scaling.main(["--boosters", "1", "--json", str(files[0]), "--plot", str(files[1])])
+    found = json.loads(files[0].read_text())
+    assert found["torch"] == torch.__version__
+    steps = [s for base in found["us"].values() for some in base.values() for s in some.values()]
+    assert len(steps) == 2 * 6 and all(step["whole"] > step["base"] > 0 for step in steps)
+    assert "kappa = 2" in capsys.readouterr().out and files[1].stat().st_size > 0

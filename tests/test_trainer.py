@@ -198,3 +198,36 @@ def test_base_by_a_name_that_is_none(base: str) -> None:
 def test_base_by_name() -> None:
     optimizer = BoostedFactory()(nn.Sequential(nn.Linear(2, 2)), base="SGD", lr=0.1)
     assert type(optimizer.base) is torch.optim.SGD
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_trainers_checkpointing_stops_at_the_lowest_drawn_block(
+    tmp_path: Path, use_reentrant: bool
+) -> None:
+    """With reentrance the embeddings' gradients are needed: all blocks are computed again."""
+    ends, calls = [], []
+    for checkpointed in (False, True):
+        arguments: dict[str, Any] = {"activation_checkpointing": checkpointed}
+        arguments["activation_checkpointing_kwargs"] = {"use_reentrant": use_reentrant}
+        trainer = make(
+            tmp_path,
+            settings={"layer_sampler": lambda *_: [1, 2]},
+            max_steps=4,
+            **(arguments if checkpointed else {}),
+        )
+        trainer.add_callback(BoostingCallback(trainer))
+        lowest = trainer.model.bert.encoder.layer[0].attention.self.query
+        lowest.register_forward_hook(lambda *_, c=checkpointed: calls.append(c))
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+    assert calls.count(False) == 4 and calls.count(True) == (8 if use_reentrant else 4)
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
+
+
+def test_input_gradients_of_an_optimizer_given_to_the_trainer(tmp_path: Path) -> None:
+    trainer = make(tmp_path, max_steps=2, activation_checkpointing=True)
+    trainer.optimizer = BoostedLowRankOptimizer(AdamW, trainer.model, **SETTINGS)
+    trainer.optimizer_cls_and_kwargs = None
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+    assert not trainer.model.get_input_embeddings()._forward_hooks

@@ -12,6 +12,13 @@ from torch_xgb.slots import Slots
 
 __all__ = ["admit"]
 
+_QUANTISERS = (
+    "bitsandbytes.",
+    "torchao.",
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+)
+
 
 def admit(model: nn.Module) -> None:
     """Refuse a model whose weights cannot be adapted or merged into.
@@ -38,7 +45,10 @@ def admit(model: nn.Module) -> None:
     _refuse(
         (name for name, m in model.named_modules() if _is_quantised(m)),
         "is quantised",
-        "a merge would be lost when re-quantising: load the model in float32, bfloat16 or float16",
+        "quantising anew at each merge rounds almost all of it away. Train the model in bfloat16, "
+        "float16 or float32 and quantise what finalize() returns; or keep the quantised one for "
+        "inference, train with record=, and load the adapter that chain.to_peft(folder) writes "
+        "beside it",
     )
     if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
         raise RuntimeError(
@@ -52,8 +62,8 @@ def admit(model: nn.Module) -> None:
             for name, p in model.named_parameters()
             if not is_plain(p) and not p.is_meta and not (is_dtensor(p) and is_sharded(model))
         ),
-        "has weights that are neither plain tensors nor FSDP2's shards (another sharding, tensor "
-        "parallelism or quantisation)",
+        "has weights that are neither plain tensors nor FSDP2's shards (another sharding or tensor "
+        "parallelism)",
         "build the optimizer on a model of plain tensors, or shard it by fully_shard",
     )
     _refuse(
@@ -81,9 +91,10 @@ def _refuse(names: Iterable[str], what: str, remedy: str) -> None:
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    if type(module).__module__.startswith(
-        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-    ):
+    # By name, since a weight that bitsandbytes has not quantised yet is a floating one, and one of
+    # torchao's passes for one.
+    classes = (type(module), *(type(p) for p in module._parameters.values()))
+    if any(cls.__module__.startswith(_QUANTISERS) for cls in classes):
         return True
     if any(hasattr(module, name) for name in ("qweight", "W_q")):
         return True

@@ -45,6 +45,10 @@ class Booster:
         r: The highest rank.
         form: What a pair does.
         dropout: Probability of dropping an input of A in training.
+
+    Attributes:
+        drawn: Which layers the active booster holds.
+        named: The factors lent to them, each under its target's name.
     """
 
     layers: Sequence[Layer]
@@ -53,6 +57,7 @@ class Booster:
     form: Form
     dropout: float
     drawn: list[int] = field(default_factory=list)
+    named: list[tuple[str, nn.Parameter]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.layers, self.num_layers, _Sizes(self.form, self.r))
@@ -70,7 +75,7 @@ class Booster:
     @property
     def lent(self) -> list[nn.Parameter]:
         """The factor Parameters that the active booster uses."""
-        return [factor for adapter in self.active for factor in adapter.bound or ()]
+        return [factor for _, factor in self.named]
 
     @property
     def active(self) -> list[Adapter]:
@@ -131,7 +136,7 @@ class Booster:
         for adapter in self.every_adapter:
             adapter.unhook()
             adapter.bound = None
-        self.drawn = []
+        self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
         for module, name, requires_grad in self._restore:
             module.get_parameter(name).requires_grad_(requires_grad)
@@ -149,11 +154,13 @@ class Booster:
             if not self._static:
                 adapter.unhook()
         self.drawn = drawn
+        self.named = []
         lots = self.slots.lend(adapter.target for adapter in self.active)
         for adapter, factors in zip(self.active, lots, strict=True):
             adapter.bound, adapter.r, adapter.s = factors, r, s
             adapter.hook()
-        lent = {id(factor) for factors in lots for factor in factors}
+            self.named += [(adapter.target.name, factor) for factor in factors]
+        lent = {id(factor) for _, factor in self.named}
         for factor in self.factors:
             if id(factor) not in lent:
                 factor.grad = None
@@ -161,9 +168,8 @@ class Booster:
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero."""
-        factors = self.factors
-        for factor in factors:
-            factor.zero_()
+        factors: list[Tensor] = [*self.factors]
+        torch._foreach_zero_(factors)
         views: list[Tensor] = [adapter.factors[0] for adapter in self.active]
         size, where = sum(A.numel() for A in views), generator.device
         noise = torch.rand(size, generator=generator, device=where, dtype=factors[0].dtype)

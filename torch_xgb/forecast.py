@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_xgb.booster import Booster
+from torch_xgb.checkpointing import Checkpointing
 from torch_xgb.footprint import Footprint, byte_count, footprint, truncated
 from torch_xgb.forms import LoRA
 from torch_xgb.settings import one_of, positive_integer
@@ -173,9 +174,8 @@ def plan(
         batch: Rows.
         length: Tokens a row.
         dtype: Of the weights.
-        checkpointing: Recompute each block in backward (transformers models), without reentrance
-            and after ``model.disable_input_require_grads()``: transformers switches input gradients
-            on, and backward would recompute every block whatever is drawn.
+        checkpointing: Compute each block that backward reaches again, as the optimizer's
+            ``checkpointing=True`` does.
         card: GiB of a card to be judged by.
         r: The boosters' rank.
         layers_per_booster: L_s; None is a third of the blocks.
@@ -200,7 +200,7 @@ def plan(
         drawn = max(1, len(layers) // 3) if layers_per_booster is None else layers_per_booster
         drawn = min(positive_integer("layers_per_booster", drawn), len(layers))
         if checkpointing:
-            _checkpoint(fake)
+            Checkpointing(fake, True).attach()
         step = _Steps(fake, layers, given)
         residual = merge_precision in ("auto", "residual") and residual_device is None
         needs: tuple[Need, ...] = (
@@ -215,17 +215,6 @@ def plan(
     targets = sum(len(layer.targets) for layer in layers)
     name = model if isinstance(model, str) else type(fake).__name__
     return Forecast(name, count, len(layers), targets, drawn, batch, length, needs, card)
-
-
-def _checkpoint(model: nn.Module) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.20
-    enable = enable or getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None:
-        raise ValueError(f"checkpointing=True needs a transformers model, got {type(model)}")
-    enable({"use_reentrant": False})
-    # transformers asks for gradients of the embeddings' output, which only reentrant checkpointing
-    # needs, and backward would run to the bottom.
-    getattr(model, "disable_input_require_grads", lambda: None)()
 
 
 def _faked(inputs: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,10 +58,13 @@ class GradientPolicy:
             RuntimeError: If a drawn factor has no gradient, or a gradient is not finite, and the
                 policy is "error". Nothing is changed.
         """
-        missing = list(dict.fromkeys(name for name, p in factors if p.grad is None))
+        missing = [name for name, p in factors if p.grad is None]
         if missing and self.unused == "error":
-            raise RuntimeError(_no_gradient(missing))
-        bad = _not_finite([(n, p.grad) for n, p in [*factors, *others] if p.grad is not None])
+            raise RuntimeError(_no_gradient(list(dict.fromkeys(missing))))
+        bad = _not_finite(
+            [(name, p.grad) for name, p in factors if p.grad is not None],
+            [(name, _values(p.grad)) for name, p in others if p.grad is not None],
+        )
         group = sharing_group([p for _, p in others])
         if group is not None and _anywhere(bool(bad), group, others[0][1].device) and not bad:
             bad = ["of another process's shard"]
@@ -79,12 +82,17 @@ class GradientPolicy:
         return True
 
 
-def _not_finite(named: Sequence[tuple[str, Tensor]]) -> list[str]:
+def _not_finite(*named: Sequence[tuple[str, Tensor]]) -> list[str]:
     """Return the names of gradients with a NaN or an infinity; one synchronisation if none has."""
-    kept = [(n, local(g.coalesce().values() if g.is_sparse else g)) for n, g in named]
-    if not kept or _all_finite([g for _, g in kept]):
+    if _all_finite([g for part in named for _, g in part]):
         return []
-    return [name for name, g in kept if not g.isfinite().all()]
+    return [name for part in named for name, g in part if not g.isfinite().all()]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Return the real numbers that this process keeps of a gradient."""
+    kept = local(gradient.coalesce().values() if gradient.is_sparse else gradient)
+    return torch.view_as_real(kept) if kept.is_complex() else kept
 
 
 def _anywhere(here: bool, group: ProcessGroup, device: torch.device) -> bool:
@@ -94,10 +102,21 @@ def _anywhere(here: bool, group: ProcessGroup, device: torch.device) -> bool:
     return bool(flag)
 
 
-def _all_finite(gradients: list[Tensor]) -> bool:
-    norms = torch._foreach_norm(gradients, float("inf"))
-    dtype = reduce(torch.promote_types, (norm.dtype for norm in norms))
-    return bool(torch.stack([n.to(norms[0].device, dtype) for n in norms]).isfinite().all())
+def _all_finite(gradients: Sequence[Tensor]) -> bool:
+    """Look through all gradients by GradScaler's kernel, many times faster than by their norms.
+
+    It multiplies them by one.
+    """
+    alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for g in gradients:
+        alike[g.device, g.dtype].append(g)
+    found = []
+    for (device, _), some in alike.items():
+        found.append(torch.zeros((), device=device))
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            some, found[-1], torch.ones_like(found[-1])
+        )
+    return not any(bool(flag) for flag in found)
 
 
 def _no_gradient(names: list[str]) -> str:

@@ -42,11 +42,16 @@ def widest(device: torch.device) -> torch.dtype:
 def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
     """Return ‖scale·left·right‖_F of every product, without forming one of shape (out, in).
 
-    ‖L R‖²_F = tr((LᵀL)(R Rᵀ)), two (r, r) matrices.
+    ‖L R‖²_F = tr((LᵀL)(R Rᵀ)), two (r, r) matrices; of rank 1 it is ‖L‖‖R‖.
 
     Args:
         products: Triples of left ``(out, r)``, right ``(r, in)`` and a scale.
     """
+    if products and all(right.shape[0] == 1 for _, right, _ in products):
+        lefts, rights, scales = zip(*products, strict=True)
+        wide = widest(lefts[0].device)
+        a, b = (torch.stack(torch._foreach_norm(side, 2, dtype=wide)) for side in (lefts, rights))
+        return a * b * torch.tensor(scales, dtype=wide, device=a.device).abs()
     norms = []
     for left, right, scale in products:
         L, R = left.to(widest(left.device)), right.to(widest(right.device))

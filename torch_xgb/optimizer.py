@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
+from math import isfinite
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch_xgb.agreement import agree
 from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
 from torch_xgb.carry import Carry
+from torch_xgb.checkpointing import Checkpointing
+from torch_xgb.configuration import VERSION, check, comparable, plain_kappa
 from torch_xgb.directions import INITS, aim, turn
 from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
@@ -51,7 +53,6 @@ from torch_xgb.targets import check_rank, select_layers
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
 LayersPerBooster = int | float | Sequence[int | float] | Callable[[int], int | float] | None
-_VERSION = 1  # of the checkpoint's "booster" entry
 
 
 class BoostedLowRankOptimizer(Optimizer):
@@ -106,6 +107,9 @@ class BoostedLowRankOptimizer(Optimizer):
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
+        checkpointing: Compute blocks again in backward instead of keeping their activations: True
+            for every block, or a share of them in (0, 1]. The results are the same. It begins at
+            the lowest drawn block, and begins nothing that a block's own checkpointing does.
         rewarmup_steps: The factors' learning rate rises over so many steps of every booster but the
             first, on top of any scheduler.
         rank_lr_exponent: e of a factor (r_t / r_0)^e on it; MeFT's η ∝ r^(−1/4) is −0.25.
@@ -168,6 +172,7 @@ class BoostedLowRankOptimizer(Optimizer):
         carry: float | None = None,
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
+        checkpointing: bool | float = False,
         rewarmup_steps: int = 0,
         rank_lr_exponent: float = 0.0,
         nonfinite: str = "error",
@@ -208,6 +213,7 @@ class BoostedLowRankOptimizer(Optimizer):
         self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
         self._rates = RateFactors(rewarmup_steps, rank_lr_exponent, first.r)
         self._merger = Merger(merge_precision, seed, residual_device)
+        self._checkpointing = Checkpointing(inner, checkpointing)
         self._booster = Booster(
             layers,
             self._plan.most_L_s,
@@ -227,7 +233,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "adapter": adapter,
             "bias": bias,
             "r": self._plan.r.plain,
-            "kappa": _plain(kappa),
+            "kappa": plain_kappa(kappa),
             "layers_per_booster": self._plan.layers_per_booster.plain,
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
             "lora_alpha": self._plan.lora_alpha,
@@ -241,7 +247,7 @@ class BoostedLowRankOptimizer(Optimizer):
         agree(
             {
                 **self._settings,
-                **_agreed(optimizer_kwargs),
+                **comparable(optimizer_kwargs),
                 "shrinkage": self._plan.shrinkage.plain,
                 "factor_l2": factor_l2,
                 "lora_dropout": lora_dropout,
@@ -266,6 +272,7 @@ class BoostedLowRankOptimizer(Optimizer):
         )
         self._booster.attach(inner, saved.values())
         self._pending.attach()
+        self._checkpointing.attach()
         self._sharing = Sharing(
             inner, self._booster, list(saved.values()), record is not None, unused == "skip"
         )
@@ -408,6 +415,7 @@ class BoostedLowRankOptimizer(Optimizer):
             report = self._merge_active() if begun else None
             self._pending.detach()
             self._booster.detach()
+            self._checkpointing.detach()
             self._sharing.detach()
             self._finalized = True
             if report is not None:
@@ -423,7 +431,7 @@ class BoostedLowRankOptimizer(Optimizer):
         state_dict = {
             **self.base.state_dict(),
             "booster": {
-                "version": _VERSION,
+                "version": VERSION,
                 "settings": dict(self._settings),
                 "booster_index": self.booster_index,
                 "booster_step": self.booster_step,
@@ -465,7 +473,7 @@ class BoostedLowRankOptimizer(Optimizer):
         saved = state_dict.get("booster")
         if not isinstance(saved, Mapping):
             raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
-        self._check_settings(saved)
+        check(saved, self._settings)
         self._sharing.settle(self.base)
         folded = self._pending.find_folded(saved["weights"])
         if self._recorder is not None:
@@ -509,13 +517,12 @@ class BoostedLowRankOptimizer(Optimizer):
         return self.base.step(evaluated)
 
     def _prepare_gradients(self, loss: float | None) -> None:
-        factors = [(a.target.name, p) for a in self._booster.active for p in a.bound or ()]
         others = [
             (f"parameter {i} of group {g}", p)
             for g, group in enumerate(self.param_groups[1:], 1)
             for i, p in enumerate(group["params"])
         ]
-        if not self._gradients.prepare(factors, others):
+        if not self._gradients.prepare(self._booster.named, others):
             raise _Skipped(loss)
         if self._init == "gradient" and self.booster_step == 0:
             self._booster.reset(self._stream("factors"))
@@ -527,13 +534,14 @@ class BoostedLowRankOptimizer(Optimizer):
         t, active = self.booster_index, self._booster.active
         updates = {a.target.name: a.updates(self._active.alpha) for a in active}
         products = [update for pairs in updates.values() for _, update in pairs]
-        if not bool(frobenius_norms(products).isfinite().all()):
+        found = frobenius_norms(products).tolist()
+        if not all(map(isfinite, found)):
             raise RuntimeError(
                 f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
                 "the learning rate or clip the gradients"
             )
-        own = frobenius_norms([pairs[0][1] for pairs in updates.values()])
-        norms = dict(zip(updates, own.tolist(), strict=True))
+        each = iter(found)
+        norms = {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}
         report = MergeReport(t, self.active_layers, self.booster_step, self._active.r, norms, {})
         if self._recorder is not None:
             self._recorder.write(report, [pair for pairs in updates.values() for pair in pairs])
@@ -559,21 +567,6 @@ class BoostedLowRankOptimizer(Optimizer):
     def _stream(self, purpose: str) -> torch.Generator:
         return stream(self._plan.seed, self.booster_index, purpose)
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        if saved.get("version") != _VERSION:
-            raise ValueError(
-                f"the state has version {saved.get('version')!r}, this torch_xgb reads {_VERSION}"
-            )
-        theirs = saved["settings"]
-        differing = [key for key in self._settings if theirs.get(key) != self._settings[key]]
-        if differing:
-            details = "; ".join(
-                f"{k}: saved {theirs.get(k)!r}, here {self._settings[k]!r}" for k in differing
-            )
-            raise ValueError(
-                f"the state was saved with another configuration or model: {details[:2000]}"
-            )
-
     def _require_attached(self, call: str) -> None:
         if self._finalized:
             raise RuntimeError(
@@ -587,20 +580,6 @@ class _Skipped(Exception):
     def __init__(self, loss: float | None) -> None:
         super().__init__()
         self.loss = loss
-
-
-def _agreed(optimizer_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that can be compared: an object's text may hold its address."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return {key: value for key, value in optimizer_kwargs.items() if isinstance(value, plain)}
-
-
-def _plain(kappa: object) -> object:
-    if kappa is None or isinstance(kappa, Integral):
-        return None if kappa is None else int(kappa)
-    if isinstance(kappa, Sequence):
-        return [int(knot) for knot in kappa]
-    return type(kappa).__name__
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -41,7 +41,8 @@ class Weight:
     @property
     def parameter(self) -> nn.Parameter:
         """The stored Parameter, looked up anew: ``load_state_dict(assign=True)`` replaces it."""
-        return self.modules[0].get_parameter(self.attribute)
+        parameter: nn.Parameter = getattr(self.modules[0], self.attribute)
+        return parameter
 
     @property
     def place(self) -> Place:

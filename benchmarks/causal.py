@@ -44,9 +44,9 @@ Build = Callable[[nn.Module, float, int], Trainee]
 class Size:
     """How much is run."""
 
-    steps: int = 120
+    steps: int = 100
     seeds: int = 1
-    questions: int = 400
+    questions: int = 300
     batch_size: int = 8
     tasks: tuple[str, ...] = tuple(TASKS)
 

@@ -44,6 +44,8 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "A by power iteration": {"start": "power"},
     "A orthogonal to earlier ones": {"start": "orthogonal"},
     "A kept": {"start": "kept"},
+    "all state kept": {"keep": "all"},
+    "A and second moment kept": {"start": "kept", "keep": "second"},
     "A and all state kept": {"start": "kept", "keep": "all"},
     "A and all state kept, κ = 32": {"start": "kept", "keep": "all", "kappa": 32},
     "carry=0.7": {"carry": 0.7},  # the library's own: A, the state, and 0.7 of B

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from benchmarks import minilm
 from benchmarks.journal import Journal
-from benchmarks.methods import METHODS, Method, compared
+from benchmarks.methods import FULL, HEAD_ONLY, METHODS, Method, compared
 from benchmarks.sweep import (
     FINAL,
     QUICK_RUNS,
@@ -50,15 +50,27 @@ QUICK = Size(("TREC", "SST-2"), tuple(METHODS), 16, 1)
 
 
 def score_table(size: Size, journal: Journal) -> str:
-    """Lay out what is recorded: a row a method, a column a task, and the mean over all tasks."""
+    """Lay out what is recorded: a row a method, a column a task, and the mean over common tasks.
+
+    Common are the tasks that the head alone and full fine-tuning have all seeds of. A method that
+    lacks one has no mean; one with nothing recorded has no row.
+    """
+    methods = [m for name, m in compared(size.steps).items() if name in size.methods]
+    found = {m.name: {t: scores(t, m, size, journal) for t in size.tasks} for m in methods}
+    complete = {
+        name: {t for t, values in by_task.items() if len(values) == size.seeds}
+        for name, by_task in found.items()
+    }
+    baselines = [complete[m.name] for m in (HEAD_ONLY, FULL) if m.name in complete]
+    common = [t for t in size.tasks if baselines and all(t in tasks for tasks in baselines)]
     rows = []
-    for method in (m for name, m in compared(size.steps).items() if name in size.methods):
-        found = [scores(task, method, size, journal) for task in size.tasks]
-        cells = [_cell(values) for values in found]
-        complete = all(len(values) == size.seeds for values in found)
-        by_seed = [sum(parts) / len(parts) for parts in zip(*found, strict=False)]
-        rows.append([method.name, *cells, _cell(by_seed) if complete else "–"])
-    return table(["method", *size.tasks, "mean"], rows)
+    for name, by_task in found.items():
+        parts = [by_task[t] for t in common if t in complete[name]]
+        means = [sum(of_seed) / len(common) for of_seed in zip(*parts, strict=True)]
+        mean = _cell(means) if common and len(parts) == len(common) else "–"
+        rows.append([name, *map(_cell, by_task.values()), mean])
+    shown = [row for row in rows if any(cell != "–" for cell in row[1:])]
+    return table(["method", *size.tasks, f"mean of {len(common)}"], shown or rows)
 
 
 def scores(task: str, method: Method, size: Size, journal: Journal) -> list[float]:

@@ -52,7 +52,7 @@ def glue_block() -> str:
     """Lay out GLUE in kind."""
     journal = Journal(RUNS)
     size = glue.Size(steps=STEPS)
-    used = _runs_of(compared(STEPS).values(), journal, (STEPS,))
+    used = _runs_of(compared(STEPS).values(), journal, (STEPS, 3 * STEPS))
     return _with_provenance(glue.score_table(size, journal), used)
 
 
@@ -109,12 +109,13 @@ def _identity(record: Record) -> str:
 
 
 def ablation_block() -> str:
-    """Lay out every ablation of which something is recorded."""
+    """Lay out every ablation of which more than the default is recorded."""
     journal, parts = Journal(RUNS), []
     for setting, grid in ablation.GRIDS.items():
         methods = [ablation.method(setting, value) for value in grid]
         args = (STEPS, SEEDS, journal)
-        if any(ablation.recorded(m, t, *args) for m in methods for t in ablation.TASK_NAMES):
+        tasks = ablation.TASK_NAMES
+        if sum(any(ablation.recorded(m, t, *args) for t in tasks) for m in methods) > 1:
             parts.append(ablation.ablation_table(setting, ablation.TASK_NAMES, *args))
     return "\n\n".join(parts) or "Nothing is recorded yet."
 
@@ -195,12 +196,16 @@ def causal_block() -> str:
 
 def missing_block() -> str:
     """Say how much of the full table is still to be run."""
-    journal = Journal(RUNS)
+    journal, size = Journal(RUNS), glue.Size()
     methods = compared(STEPS)
     lines = []
     for task in TASKS:
-        done = [n for n, m in methods.items() if glue.scores(task, m, glue.Size(), journal)]
-        lines.append(f"- {task}: {len(done)} of {len(methods)} methods")
+        seeds = [len(glue.scores(task, m, size, journal)) for m in methods.values()]
+        done = sum(n == size.seeds for n in seeds)
+        begun = sum(0 < n < size.seeds for n in seeds)
+        lines.append(
+            f"- {task}: {done} of {len(methods)} methods with all seeds, {begun} with some"
+        )
     return "\n".join(lines)
 
 

@@ -290,6 +290,19 @@ def test_products_of_a_pair_are_never_rounded() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="the newer precision API"
+)
+def test_precision_may_be_set_the_new_way() -> None:
+    y, x, A, B = (torch.randn(shape) for shape in ((6, 5), (6, 4), (1, 4), (5, 1)))
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        add_low_rank(y, x, A.requires_grad_(), B.requires_grad_(), 1.0).sum().backward()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def test_dropout_acts_on_the_pair_alone_and_keeps_the_mean() -> None:
     model = nn.Sequential(nn.Linear(40, 3, dtype=torch.float64))
     optimizer = boosted(model, r=2, lora_dropout=0.3)

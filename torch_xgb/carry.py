@@ -73,11 +73,13 @@ class Carry:
                 continue
             assert adapter.bound is not None
             first, *others = held.factors
+            # Rows of A that no booster has had yet, the rank being lower, are this one's.
+            first = torch.where(first.any(1, keepdim=True), first, adapter.bound[0])
             values = [first, *(self.share * other for other in others)]
             for factor, value, state in zip(adapter.bound, values, held.state, strict=True):
                 factor.copy_(value)
-                if state:
-                    base.state[factor] = state
+                if state:  # moved, if the model has been
+                    base.state[factor] = {key: _beside(one, factor) for key, one in state.items()}
             if self.share:
                 _take_out(adapter, merger, t)
 
@@ -99,13 +101,19 @@ class Carry:
                 value.clone() if value.ndim == 0 and not on_device else value.to(device, copy=True)
             )
 
-        self.held = {
+        loaded = {
             name: _Held(
                 [own(factor) for factor in held["factors"]],
                 [{key: own(value) for key, value in one.items()} for one in held["state"]],
             )
             for name, held in state.items()
         }
+        self.held.clear()
+        self.held.update(loaded)
+
+
+def _beside(value: Any, factor: Tensor) -> Any:  # noqa: ANN401
+    return value.to(factor.device) if isinstance(value, Tensor) and value.ndim else value
 
 
 def _take_out(adapter: Adapter, merger: Merger, t: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from torch_xgb.blocks import find_blocks
@@ -49,6 +50,13 @@ class Checkpointing:
                 f"{type(model).__name__} has none: pass checkpointing=False"
             )
 
+        stateful = [m for b in self.blocks for m in b.modules() if isinstance(m, _BatchNorm)]
+        if any(m.track_running_stats for m in stateful):
+            raise ValueError(
+                "checkpointing would update the running statistics of batch normalisation twice a "
+                "step: pass checkpointing=False"
+            )
+
     def attach(self) -> None:
         """Have the blocks computed again from now on."""
         self.forwards = [Recomputed(block) for block in self.blocks]
@@ -84,9 +92,8 @@ class Recomputed:
         if getattr(self.block, "gradient_checkpointing", False):  # transformers' does it already
             return forward(*args, **kwargs)
         kwargs |= {name: None for name in _CACHES if kwargs.get(name) is not None}
-        if kwargs.get("use_cache"):
-            kwargs["use_cache"] = False
-        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+        # As an argument: of devices that no argument lies on, the random state would not be kept.
+        return checkpoint(_call, forward, kwargs, *args, use_reentrant=False)
 
     def remove(self) -> None:
         """Give the block the ``forward`` back that it had."""
@@ -96,6 +103,10 @@ class Recomputed:
         del self.block.forward
         if self.before is not None:
             self.block.forward = self.before
+
+
+def _call(forward: Any, kwargs: dict[str, Any], *args: Any) -> Any:  # noqa: ANN401
+    return forward(*args, **kwargs)
 
 
 def _valid(share: bool | float) -> float:

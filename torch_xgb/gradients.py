@@ -112,7 +112,10 @@ def _all_finite(gradients: Sequence[Tensor]) -> bool:
         alike[g.device, g.dtype].append(g)
     found = []
     for (device, _), some in alike.items():
-        found.append(torch.zeros((), device=device))
+        if device.type not in ("cpu", "cuda") or any(0 in g.stride() for g in some):
+            found.append(~torch.stack([g.isfinite().all() for g in some]).all())
+            continue
+        found.append(torch.zeros((), device=device, dtype=torch.float32))
         torch._amp_foreach_non_finite_check_and_unscale_(
             some, found[-1], torch.ones_like(found[-1])
         )

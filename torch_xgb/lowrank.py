@@ -140,20 +140,25 @@ def _as_given(x: Tensor) -> AbstractContextManager[Any]:
         return torch.autocast(x.device.type, enabled=False)
     # So would oneDNN where float32 products may be rounded: it converts x, for a product so thin
     # three to eight times the time of the product itself.
-    if x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and _rounds():
         return _unrounded()
     return nullcontext()
 
 
+def _rounds() -> bool:
+    # torch.get_float32_matmul_precision() raises once any backend has been set by the newer API.
+    products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
+    return getattr(products, "fp32_precision", "none") not in ("none", "ieee")
+
+
 @contextmanager
 def _unrounded() -> Iterator[None]:
-    products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
-    if products is None:
-        yield
-        return
+    products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
     before = products.fp32_precision
     products.fp32_precision = "ieee"
     try:
         yield
     finally:
-        products.fp32_precision = before
+        products.fp32_precision = "none"  # so that what was inherited still is
+        if products.fp32_precision != before:
+            products.fp32_precision = before

@@ -199,6 +199,12 @@ class BoostedLowRankOptimizer(Optimizer):
                 "earlier one is no learner of its own, whatever begins or keeps it"
             )
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
+        shrunk = shrinkage if isinstance(shrinkage, Sequence) else [shrinkage]
+        if carry is not None and any(alpha != 1 for alpha in shrunk):
+            raise ValueError(
+                "carry= goes with shrinkage=1: a pair that is taken up is merged again, and would "
+                f"be shrunk again each time, got shrinkage={shrinkage!r}"
+            )
         self._plan = Plan(
             seed := integer("seed", seed),
             len(layers),
@@ -221,7 +227,8 @@ class BoostedLowRankOptimizer(Optimizer):
             form(adapter, bias),
             probability("lora_dropout", lora_dropout),
         )
-        self._pending = Pending(self._booster.every_adapter, self._merger)
+        carried = {} if self._carry is None else self._carry.held
+        self._pending = Pending(self._booster.every_adapter, self._merger, carried)
         self._listeners = Listeners()
         self._finalized = False
         factors = self._booster.factors
@@ -238,7 +245,7 @@ class BoostedLowRankOptimizer(Optimizer):
             "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
             "lora_alpha": self._plan.lora_alpha,
             "init": init,
-            "carry": carry,
+            "carry": None if self._carry is None else self._carry.share,
             "merge_precision": merge_precision,
             "modules_to_save": sorted(saved),
             "seed": seed,
@@ -411,7 +418,8 @@ class BoostedLowRankOptimizer(Optimizer):
             The model, plain again. A second call does nothing.
         """
         if not self._finalized:
-            begun = self.booster_step or any(a.pending for a in self._booster.active)
+            taken_up = self._carry is not None and any(a.pending for a in self._booster.active)
+            begun = self.booster_step or taken_up
             report = self._merge_active() if begun else None
             self._pending.detach()
             self._booster.detach()

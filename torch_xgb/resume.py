@@ -75,11 +75,15 @@ class Pending:
     Args:
         adapters: The adapters of every layer.
         merger: Whose residuals belong to the weights.
+        carried: What targets remember of earlier pairs, by name.
     """
 
-    def __init__(self, adapters: Iterable[Adapter], merger: Merger) -> None:
+    def __init__(
+        self, adapters: Iterable[Adapter], merger: Merger, carried: dict[str, Any]
+    ) -> None:
         self.adapters = list(adapters)
         self.merger = merger
+        self.carried = carried
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -92,7 +96,7 @@ class Pending:
         for adapter in self.adapters:
             for module in adapter.target.modules:
                 self._handles.append(module.register_state_dict_post_hook(_FoldIn(adapter)))
-                hook = _StartOver(adapter, self.merger)
+                hook = _StartOver(adapter, self.merger, self.carried)
                 self._handles.append(module.register_load_state_dict_pre_hook(hook))
 
     def detach(self) -> None:
@@ -260,11 +264,12 @@ class _FoldIn:
 
 
 class _StartOver:
-    """Empty a target's pair and residuals when its weight is loaded: they were the old one's."""
+    """Forget a target's pairs and residuals when its weight is loaded: they were the old one's."""
 
-    def __init__(self, adapter: Adapter, merger: Merger) -> None:
+    def __init__(self, adapter: Adapter, merger: Merger, carried: dict[str, Any]) -> None:
         self.adapter = adapter
         self.merger = merger
+        self.carried = carried
 
     @torch.no_grad()
     def __call__(
@@ -277,6 +282,8 @@ class _StartOver:
         ]
         for weight in loaded:
             self.merger.residuals.pop(weight.name, None)
+        if loaded:
+            self.carried.pop(self.adapter.target.name, None)
         if loaded and self.adapter.bound is not None:
             for factor in self.adapter.bound[1:]:
                 factor.zero_()

@@ -137,3 +137,15 @@ def test_wrong_values_are_refused() -> None:
         build(init="svd")
     with pytest.raises(ValueError, match="at least 2"):
         build(kappa=1)
+
+
+def test_finalize_between_boosters_merges_nothing() -> None:
+    model, optimizer = build()
+    reports: list[Any] = []
+    optimizer.on_merge(reports.append)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.finalize()
+    assert [report.booster_index for report in reports] == [0]

@@ -580,3 +580,17 @@ def raises_and_leaves_alone(model: nn.Module, build: Callable[[], Any]) -> None:
 def test_a_base_that_cannot_be_built() -> None:
     model = stack()
     raises_and_leaves_alone(model, lambda: boosted(model, no_such_argument=1))
+
+
+def test_gradients_that_a_kernel_cannot_write_are_checked_too() -> None:
+    model = stack()
+    optimizer = BoostedLowRankOptimizer(torch.optim.AdamW, model, lr=0.01, modules_to_save=["head"])
+    x, y = batches(1)[0]
+    cross_entropy(model(x), y).backward()
+    model.head.bias.grad = torch.ones((), dtype=torch.float64).expand(3)
+    optimizer.step()
+    optimizer.zero_grad()
+    cross_entropy(model(x), y).backward()
+    model.head.bias.grad = torch.full((), float("nan"), dtype=torch.float64).expand(3)
+    with pytest.raises(RuntimeError, match="not finite"):
+        optimizer.step()

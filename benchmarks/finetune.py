@@ -84,7 +84,12 @@ class Bench:
         else; ``seed`` stands in for the settings' one.
         """
         torch.set_float32_matmul_precision(self.settings.products)
-        seed = self.settings.seed if seed is None else seed
+        try:
+            return self._run(method, lr, self.settings.seed if seed is None else seed)
+        finally:
+            torch.set_float32_matmul_precision("highest")  # torch's default
+
+    def _run(self, method: Method, lr: float, seed: int) -> Outcome:
         trainee, sizes = self._build(method, lr, seed)
         steps = self.settings.steps
         schedule = LambdaLR(trainee.optimizer, partial(self._factor, steps=steps))

@@ -53,7 +53,7 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         allowed = {
-            "start": ("fresh", "kept", "gradient", "power", "orthogonal", "probe", "momentum"),
+            "start": ("fresh", "kept", "gradient", "power", "orthogonal"),
             "keep": ("none", "second", "all"),
             "scale": ("coordinate", "tensor", "norm"),
         }
@@ -105,7 +105,6 @@ class Held:
     A: Tensor
     moments: tuple[Moments, Moments]
     span: list[Tensor] = field(default_factory=list)  # orthonormal rows
-    seen: Tensor | None = None  # of A's gradients, the sum over a booster
 
 
 class FactorAdam(Optimizer):
@@ -168,14 +167,6 @@ class FactorAdam(Optimizer):
     def _descend(self, name: str, A: Tensor, B: Tensor) -> None:
         """Step one pair."""
         held, how = self._held[name], self._how
-        if how.start == "probe":
-            g = A.grad[1:2]
-            held.seen = g.clone() if held.seen is None else held.seen + g
-            A.grad[1:2] = 0
-            B.grad[:, 1:2] = 0
-        if how.start == "momentum" and A.grad is not None:
-            g = A.grad / (A.grad.norm() + 1e-30)
-            held.seen = g.clone() if held.seen is None else held.seen + g
         done = self._step_of_booster - self._directions + 1
         lr = self.param_groups[0]["lr"] * min(1.0, done / max(1, how.warmup))
         for factor, moments, ratio in zip((A, B), held.moments, (how.ratio, 1.0), strict=True):
@@ -211,15 +202,6 @@ class FactorAdam(Optimizer):
                 moments.restart(self._how.keep)
             if start == "kept":
                 A.copy_(held.A)
-            if start == "probe":
-                A[0:1] = _like(held.seen, 3**-0.5)
-            if start == "momentum":
-                A.copy_(_like(held.seen, 3**-0.5))
-            held.seen = None
-        if start == "probe":
-            A[1:2] = 0
-            signs = torch.randint(0, 2, (B.shape[0], 1), generator=self._generator).to(B)
-            B[:, 1:2] = (2 * signs - 1) / B.shape[0] ** 0.5
         if start == "gradient":
             signs = torch.randint(0, 2, B.shape, generator=self._generator).to(B)
             B.copy_((2 * signs - 1) / B.shape[0] ** 0.5)

@@ -247,3 +247,11 @@ def test_compiled(fresh_compiler: None, whole: bool) -> None:
                 block.compile(backend="aot_eager")
         losses.append(train(model, optimizer, batches(6), forward=forward).losses)
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_running_statistics_are_refused() -> None:
+    blocks = (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(3))
+    model = nn.Sequential(*blocks)
+    with pytest.raises(ValueError, match="running statistics"):
+        BoostedLowRankOptimizer(AdamW, model, lr=0.1, checkpointing=True)
+    assert all(p.requires_grad for p in model.parameters())

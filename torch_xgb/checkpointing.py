@@ -34,7 +34,8 @@ class Checkpointing:
 
     Raises:
         TypeError: If the share is no number or bool.
-        ValueError: If it is not in (0, 1], or the model has no repeated blocks.
+        ValueError: If it is not in (0, 1], the model has no repeated blocks, or they keep running
+            statistics, which a second computation would update again.
     """
 
     def __init__(self, model: nn.Module, share: bool | float) -> None:
@@ -49,7 +50,6 @@ class Checkpointing:
                 "checkpointing computes repeated blocks again in backward, and "
                 f"{type(model).__name__} has none: pass checkpointing=False"
             )
-
         stateful = [m for b in self.blocks for m in b.modules() if isinstance(m, _BatchNorm)]
         if any(m.track_running_stats for m in stateful):
             raise ValueError(

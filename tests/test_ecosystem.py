@@ -438,6 +438,23 @@ def test_compile(fresh_compiler: None, how: str, when: str) -> None:
     assert [row[:2] for row in anatomy(model)] == [row[:2] for row in before]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_compile_blocks_after_a_first_look(fresh_compiler: None, how: str) -> None:
+    """Models are often evaluated untrained, before a compiler is put to work on them."""
+    model, data = quick(), batches(8)
+    optimizer = boosted(model, **SMALL)
+    with torch.no_grad():
+        model(data[0][0])
+    for i, block in enumerate(model.blocks):
+        if how == "replaced":
+            model.blocks[i] = torch.compile(block, backend="aot_eager")
+        else:
+            block.compile(backend="aot_eager")
+    losses = train(model, optimizer, data).losses
+    assert losses == pytest.approx(eager_losses(8), rel=1e-9)
+
+
 def test_compile_of_a_frozen_model(fresh_compiler: None) -> None:
     """Traced before, with nothing about its parameters that attaching changes."""
     model, twin, data = quick(), quick(), batches(6)

@@ -1,14 +1,17 @@
 """The benchmark of step times: its arithmetic, and two rounds of some contenders."""
 
+import cProfile
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from benchmarks import scaling, speed
 from benchmarks.contenders import contenders
 from benchmarks.cost import Size
+from torch_xgb import BoostedLowRankOptimizer
 
 TINY = Size(blocks=4, hidden=16, intermediate=24, heads=2, vocabulary=32, batch=1, tokens=8)
 
@@ -56,3 +59,23 @@ def test_scaling_tells_the_whole_step_and_the_bases_part(
     steps = [s for base in found["us"].values() for some in base.values() for s in some.values()]
     assert len(steps) == 2 * 6 and all(step["whole"] > step["base"] > 0 for step in steps)
     assert "kappa = 2" in capsys.readouterr().out and files[1].stat().st_size > 0
+
+
+def test_a_steps_own_work_does_not_grow_with_the_model() -> None:
+    """Calls of functions, counted, over two boosters of four drawn blocks."""
+
+    def calls(blocks: int) -> int:
+        model = torch.nn.Sequential(*[scaling.Block() for _ in range(blocks)])
+        optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=2, layers_per_booster=4, lr=1e-3)
+        x = torch.ones(1, scaling.WIDTH)
+        profile = cProfile.Profile()
+        for step in range(6):
+            model(x).sum().backward()
+            if step >= 2:
+                profile.enable()
+            optimizer.step()
+            optimizer.zero_grad()
+            profile.disable()
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert calls(64) <= 1.02 * calls(8)

@@ -148,7 +148,8 @@ class Booster:
 
     def bind(self, drawn: list[int], r: int, s: float) -> None:
         """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
-        self.look_for_compilers()
+        if self.tracing.seen:
+            self._hook_for_good()
         for adapter in self.active:
             adapter.bound = None
             if not self._static:
@@ -184,13 +185,18 @@ class Booster:
         return self.layers[0].targets[0].modules[0]
 
     def look_for_compilers(self) -> None:
-        """Hook every adapter for good, bound or not, once a compiler is at work.
+        """Be ready for a compiler that is at work somewhere in the model, or has been."""
+        if self.tracing.seen or _is_compiled(self._model):
+            self._hook_for_good()
+
+    def _hook_for_good(self) -> None:
+        """Hook every adapter, bound or not.
 
         Dynamo ignores hooks registered after it has traced a module, and shares what it traced
         among blocks of one class (skip_nnmodule_hook_guards); but it guards on what a traced hook
         reads, here ``bound``.
         """
-        if self._static or not (self.tracing.seen or _is_compiled(self._model)):
+        if self._static:
             return
         self._static = True
         for adapter in self.every_adapter:

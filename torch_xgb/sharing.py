@@ -25,9 +25,10 @@ def _always() -> bool:
 
 
 class Sharing:
-    """Finds out whether the model is sharded, before its first call and its first step.
+    """Finds out whether the model is sharded or compiled, before its calls until the first step.
 
-    ``fully_shard`` may come before the optimizer or after it: only then is the answer known.
+    ``fully_shard`` and a compiler may come before the optimizer or after it, and after a first
+    look at how well the model does untrained: only the first step ends that.
 
     Args:
         model: The model.
@@ -54,7 +55,7 @@ class Sharing:
         self.recorded = recorded
         self.partial = partial
         self.averager: Averager | None = None
-        self._first_call = model.register_forward_pre_hook(self._before_first_call)
+        self._calls = model.register_forward_pre_hook(self._before_call)
         self._unstepped = True
         self._at_detach = ExitStack()
 
@@ -65,7 +66,7 @@ class Sharing:
 
     def detach(self) -> None:
         """Take everything back."""
-        self._first_call.remove()
+        self._calls.remove()
         self._at_detach.close()
         if self.averager is not None:
             self.averager.remove()
@@ -79,7 +80,8 @@ class Sharing:
 
         A base that has not stepped yet is given the Parameters that sharding the model replaced.
         """
-        if not is_sharded(self.model):
+        found_whole = self.averager is None and not self._unstepped
+        if found_whole or not is_sharded(self.model):
             return
         settle(self.model)
         self._adopt()
@@ -115,6 +117,7 @@ class Sharing:
             self.averager.ran = False
         if self._unstepped:
             self.settle(base)
+            self._calls.remove()
         self._unstepped = False
         held = base.param_groups[0]["params"]
         if len(held) != len(self.booster.factors) or any(
@@ -126,10 +129,9 @@ class Sharing:
                 "deepspeed.initialize"
             )
 
-    def _before_first_call(self, module: nn.Module, args: object) -> None:
+    def _before_call(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return
-        self._first_call.remove()
         self.booster.look_for_compilers()
         if is_sharded(self.model):
             self._adopt()

@@ -1,7 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -351,7 +351,26 @@ def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
     glue.run(size, Journal(data / "runs.jsonl"))
     assert (data / "runs.jsonl").read_text() == text  # nothing was run again
     assert "±" in glue.score_table(size, journal)
+    own = replace(size, searched=())  # CB's own rows again
+    assert glue.used(own, journal) == glue.used(size, journal) == list(journal)
+    assert glue.rate_table(own, journal) == glue.rate_table(size, journal)
     sweep._bench.cache_clear()
+
+
+def test_a_rate_is_common_or_a_tasks_own(tmp_path: Path) -> None:
+    journal, K = Journal(tmp_path / "runs.jsonl"), 4
+    for task, steps, best in (("TREC", K, 1e-3), ("CoLA", 3 * K, 2e-3)):
+        for run in sweep.searches(task, compared(steps)["head only"], steps):
+            journal.once(
+                run.key, lambda run=run, best=best: {"score": run.lr == best, "dev_loss": 0.0}
+            )
+    shared, own = glue.Size(steps=K, searched=("TREC",)), glue.Size(steps=K, searched=())
+    rates = [
+        glue.rate(t, "head only", size, journal)
+        for size in (shared, own)
+        for t in ("TREC", "CoLA", "RTE")
+    ]
+    assert rates == [1e-3, 1e-3, 1e-3, 1e-3, 2e-3, None]
 
 
 def test_ablations_write_the_default_as_the_default() -> None:

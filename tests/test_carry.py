@@ -187,6 +187,7 @@ def test_errors_change_nothing() -> None:
         ({"init": "gradient"}, ValueError, "init='kaiming' and without record="),
         ({"record": True}, ValueError, "init='kaiming' and without record="),
         ({"shrinkage": 0.5}, ValueError, "carry= goes with shrinkage=1"),
+        ({"shrinkage": lambda t: 0.5}, ValueError, "carry= goes with shrinkage=1"),
     ):
         with pytest.raises(error, match=message):
             build(model, **settings)

@@ -1,4 +1,4 @@
-"""What two runs must share to be one run: of a checkpoint, and among processes."""
+"""Which settings go together, and what two runs must share: of a checkpoint, among processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,35 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-__all__ = ["VERSION", "check", "comparable", "plain_kappa"]
+__all__ = ["VERSION", "check", "check_together", "comparable", "plain_kappa"]
 
 VERSION = 1  # of the checkpoint's "booster" entry
+
+
+def check_together(
+    kappa: object, init: str, carry: float | None, shrinkage: object, record: object
+) -> None:
+    """Refuse settings that are valid alone, but contradict each other.
+
+    Raises:
+        ValueError: With what goes together, and why.
+    """
+    if init == "gradient" and kappa == 1:
+        raise ValueError(
+            "init='gradient' spends the first step of a booster on A: kappa must be at least 2"
+        )
+    if carry is None:
+        return
+    if init != "kaiming" or record:
+        raise ValueError(
+            "carry= goes with init='kaiming' and without record=: a booster that takes up an "
+            "earlier one is no learner of its own, whatever begins or keeps it"
+        )
+    if any(alpha != 1 for alpha in (shrinkage if isinstance(shrinkage, Sequence) else [shrinkage])):
+        raise ValueError(
+            "carry= goes with shrinkage=1: a pair that is taken up is merged again, and would be "
+            f"shrunk again each time, got shrinkage={shrinkage!r}"
+        )
 
 
 def check(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch_xgb.base import FreshStart, build
 from torch_xgb.booster import Booster
 from torch_xgb.carry import Carry
 from torch_xgb.checkpointing import Checkpointing
-from torch_xgb.configuration import VERSION, check, comparable, plain_kappa
+from torch_xgb.configuration import VERSION, check, check_together, comparable, plain_kappa
 from torch_xgb.directions import INITS, aim, turn
 from torch_xgb.forms import form
 from torch_xgb.gradients import GradientPolicy
@@ -188,23 +188,9 @@ class BoostedLowRankOptimizer(Optimizer):
         layers = select_layers(inner, target_modules, exclude_modules, saved.values())
         self._ends = boundary(kappa)
         self._init = one_of("init", init, INITS)
-        if init == "gradient" and kappa == 1:
-            raise ValueError(
-                "init='gradient' spends the first step of a booster on A: kappa must be at least 2"
-            )
         self._carry = None if carry is None else Carry(share("carry", carry))
-        if carry is not None and (init != "kaiming" or record):
-            raise ValueError(
-                "carry= goes with init='kaiming' and without record=: a booster that takes up an "
-                "earlier one is no learner of its own, whatever begins or keeps it"
-            )
+        check_together(kappa, init, carry, shrinkage, record)
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
-        shrunk = shrinkage if isinstance(shrinkage, Sequence) else [shrinkage]
-        if carry is not None and any(alpha != 1 for alpha in shrunk):
-            raise ValueError(
-                "carry= goes with shrinkage=1: a pair that is taken up is merged again, and would "
-                f"be shrunk again each time, got shrinkage={shrinkage!r}"
-            )
         self._plan = Plan(
             seed := integer("seed", seed),
             len(layers),

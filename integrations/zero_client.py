@@ -80,9 +80,9 @@ class Client(Optimizer):
         boosted._sharing.average(engine.seq_data_parallel_group, due=_never)
         boosted._sharing.at_detach(self._anchor.remove)
 
-    def finalize(self) -> nn.Module:
+    def finalize(self, *, discard: bool = False) -> nn.Module:
         """Merge what is pending and return the model; under ZeRO-3 its weights stay shared out."""
-        return self.optimizer.finalize()
+        return self.optimizer.finalize(discard=discard)
 
     # One step of the engine: `begin`, then DeepSpeed's own, which calls `step` once or several
     # times, or not at all after an overflow, then `end`.

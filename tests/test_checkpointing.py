@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from transformers import DynamicCache
 
 from anatomy import anatomy, same
 from benchmarks.contenders import boosted as contender
@@ -255,3 +256,55 @@ def test_running_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="running statistics"):
         BoostedLowRankOptimizer(AdamW, model, lr=0.1, checkpointing=True)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_filled_cache_is_input() -> None:
+    """A prefix of keys and values, as prefix tuning gives, is read whatever is computed again."""
+    losses = []
+    for checkpointing in (False, True, 0.5):
+        model, ids = SIZE.model().train(), SIZE.ids()
+        optimizer = boosted(model, r=1, checkpointing=checkpointing)
+        prefix = DynamicCache(config=model.config)
+        generator = torch.Generator().manual_seed(0)
+        for layer in range(SIZE.blocks):
+            shape = (len(ids), SIZE.heads, 3, SIZE.hidden // SIZE.heads)
+            keys, values = torch.randn(2, *shape, generator=generator)
+            prefix.update(keys, values, layer)
+        loss = model(input_ids=ids, labels=ids, past_key_values=prefix).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[0] != pytest.approx(SIZE.model()(input_ids=ids, labels=ids).loss.item(), rel=1e-4)
+
+
+class Past(nn.Module):
+    """A block with an input of a cache's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, layer_past: Tensor) -> Tensor:
+        return x + self.linear(x) * layer_past
+
+
+class PastStack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Past() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, layer_past=torch.full_like(x, 2.0))
+        return x
+
+
+def test_a_tensor_of_a_caches_name_is_input() -> None:
+    outputs = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = PastStack()
+        boosted(model, checkpointing=checkpointing)
+        outputs.append(model(torch.ones(2, 6)).sum().item())
+    assert outputs[0] == outputs[1]

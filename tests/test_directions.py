@@ -11,6 +11,7 @@ from torch.optim import SGD, Adafactor, AdamW
 
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer
+from training import train
 
 
 def build(**settings: Any) -> tuple[nn.Module, BoostedLowRankOptimizer]:
@@ -135,8 +136,9 @@ def test_a_target_without_gradient_keeps_its_drawn_A() -> None:
 def test_wrong_values_are_refused() -> None:
     with pytest.raises(ValueError, match="init must be one of"):
         build(init="svd")
-    with pytest.raises(ValueError, match="at least 2"):
-        build(kappa=1)
+    for kappa in (1, [1, 4], [2, 3, 8], lambda t: 1):
+        with pytest.raises(ValueError, match="at least 2"):
+            train(*build(kappa=kappa), batches(1))
 
 
 def test_finalize_between_boosters_merges_nothing() -> None:

@@ -283,6 +283,25 @@ def test_averaged_model() -> None:
     assert anatomy(model) == before
 
 
+def test_an_average_of_state_dicts_is_that_of_the_functions_weights() -> None:
+    """As docs/checkpointing.md has it: beside a plain model that is given every step's weights."""
+    model, plain, data = stack(), stack(), batches(7)
+    optimizer = boosted(model)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    wanted = [torch.zeros_like(p) for p in plain.parameters()]
+    for count, batch in enumerate(data, 1):
+        train(model, optimizer, [batch])
+        for name, value in model.state_dict().items():
+            average[name].lerp_(value, 1 / count)
+        plain.load_state_dict(copy.deepcopy(model.state_dict()))
+        torch.testing.assert_close(plain(batch[0]), model(batch[0]), rtol=1e-12, atol=1e-12)
+        for mean, parameter in zip(wanted, plain.parameters(), strict=True):
+            mean += (parameter.detach() - mean) / count
+    optimizer.finalize().load_state_dict(average)
+    for parameter, mean in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.detach(), mean, rtol=1e-12, atol=1e-12)
+
+
 # Gradient checkpointing.
 
 

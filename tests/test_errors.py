@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from anatomy import anatomy, same_values, values
-from tiny import Stack, batches, stack
+from tiny import Block, Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau
 from training import train
 
@@ -486,3 +486,65 @@ def test_weights_partitioned_by_zero_need_the_integration() -> None:
     model.blocks[0].query.weight.ds_tensor = torch.empty(3)
     with pytest.raises(ValueError, match=r"import torch_xgb\.integrations\.deepspeed first"):
         build(model)
+
+
+def tie_biases(model: Stack) -> Stack:
+    for block in model.blocks:
+        block.down.bias = model.blocks[0].down.bias
+    return model
+
+
+def tie_to_norm(model: Stack) -> Stack:
+    model.norm = nn.LayerNorm(6, dtype=torch.float64)
+    model.norm.bias = model.blocks[0].down.bias
+    return model
+
+
+@pytest.mark.parametrize("tie", [tie_biases, tie_to_norm])
+@pytest.mark.parametrize("settings", [{"bias": "targets"}, {"adapter": "direft"}])
+def test_tied_biases(tie: Callable[[Stack], Stack], settings: dict[str, Any]) -> None:
+    model = tie(stack())
+    refuses(model, lambda: build(model, **settings), ValueError, "down.bias is tied to")
+    build(model)  # merges into no bias
+
+
+class PolicyThatFails(LossPlateau):
+    def begin(self) -> None:
+        raise KeyError("begin")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_whatever_fails_last_leaves_the_model_as_it_was(checkpointing: bool) -> None:
+    model = stack()
+    settings = {"kappa": PolicyThatFails(), "checkpointing": checkpointing}
+    refuses(model, lambda: build(model, **settings), KeyError, "begin")
+    build(model).finalize()
+
+
+def test_integers_among_the_parameters_trained_in_full_stay_as_they_are() -> None:
+    model = stack()
+    model.head.index = nn.Parameter(torch.arange(3), requires_grad=False)
+    train(model, build(model, modules_to_save=["head"]), batches(2))
+    assert model.head.weight.requires_grad and not model.head.index.requires_grad
+
+
+class Bypassing(Block):
+    """Reads a weight itself, as fused kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = nn.functional.linear(x, self.up.weight, self.up.bias)
+        return x + self.down(torch.tanh(up)) + self.out(self.value(self.query(x) + self.key(x)))
+
+
+def test_a_bypassed_module_is_told_though_its_factors_have_old_gradients() -> None:
+    """Those of the booster before, left as zeros by ``zero_grad(set_to_none=False)``."""
+    model, (x, y) = stack(), batches(1)[0]
+    optimizer = build(model, kappa=1, layers_per_booster=1)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    for block in model.blocks:
+        block.__class__ = Bypassing
+    nn.functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"1 drawn targets got no gradient: 'blocks\.\d\.up'"):
+        optimizer.step()

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import pickle
@@ -866,3 +867,22 @@ def test_sharded_weights_are_refused(tmp_path: Path) -> None:
         recorder(tmp_path / "run", run.model, run.layers, run.form, {}, **settings)
     assert recorder(None, run.model, run.layers, run.form, {}, **settings) is None
     assert not (tmp_path / "run").exists()
+
+
+@PLACES
+def test_a_state_that_cannot_be_loaded_costs_no_boosters(tmp_path: Path, place: str) -> None:
+    """The base refuses groups that the optimizer does not have; the ledger is as it was."""
+    model = bert()
+    optimizer = boosted(model, where(place, tmp_path))
+    train(model, optimizer, range(3))
+    state, weights = optimizer.state_dict(), copy.deepcopy(model.state_dict())
+    train(model, optimizer, range(3, 9))
+    chain = optimizer.chain
+    assert chain is not None
+    before = list(chain)
+    model.load_state_dict(weights)
+    with pytest.raises(ValueError, match="group"):
+        optimizer.load_state_dict(state | {"param_groups": 2 * state["param_groups"]})
+    assert len(chain) == 3 and all(map(same_record, chain, before))
+    optimizer.load_state_dict(state)
+    assert len(chain) == 1

@@ -1,5 +1,6 @@
 """The forward pass of a pair and its gradients, against the dense weight's."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from tiny import KINDS, batches, stack
+from tiny import KINDS, Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.lowrank import add_low_rank
+from training import train
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
@@ -324,3 +327,58 @@ def test_dropout_acts_on_the_pair_alone_and_keeps_the_mean() -> None:
     # Dropped entries of x, as PEFT does it, not dropped outputs: the variance says which.
     variance = (0.3 / 0.7) * ((B @ A) ** 2 @ (x[0] ** 2))
     torch.testing.assert_close(kept.var(0)[0], variance.detach(), rtol=0.05, atol=0)
+
+
+# Whoever follows the computation operation by operation.
+
+
+def test_torch_func() -> None:
+    model, (x, _) = stack(), batches(1)[0]
+    optimizer = boosted(model, layers_per_booster=None)
+    fill(optimizer)
+    each = torch.func.vmap(lambda one: model(one[None])[0])(x)
+    torch.testing.assert_close(each, model(x))
+    factors = dict(model.named_parameters())
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, values, (x,)).square().sum()
+
+    name = next(name for name in factors if "boosters" in name)
+    loss(factors).backward()
+    assert (
+        loss(factors).isfinite()
+        and torch.func.grad(loss)(factors)[name].shape == factors[name].shape
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_jit_trace() -> None:
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(3, 5)
+    fill(boosted(model, layers_per_booster=None))
+    traced = torch.jit.trace(model, (x,))
+    torch.testing.assert_close(traced(x + 1), model(x + 1))
+
+
+class Selective(Stack):
+    """Keeps the products of its blocks and computes the rest again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        aten = torch.ops.aten
+        kept = partial(create_selective_checkpoint_contexts, [aten.mm.default, aten.addmm.default])
+        x = self.embed(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False, context_fn=kept)
+        return self.head(x.mean(-2))
+
+
+def test_selective_checkpointing() -> None:
+    ends = []
+    for kind in (Stack, Selective):
+        model = stack()
+        model.__class__ = kind
+        optimizer = BoostedLowRankOptimizer(
+            torch.optim.SGD, model, lr=0.1, kappa=2, layers_per_booster=2
+        )
+        ends.append(train(model, optimizer, batches(5)).losses)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-12)

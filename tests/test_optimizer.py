@@ -594,3 +594,52 @@ def test_gradients_that_a_kernel_cannot_write_are_checked_too() -> None:
     model.head.bias.grad = torch.full((), float("nan"), dtype=torch.float64).expand(3)
     with pytest.raises(RuntimeError, match="not finite"):
         optimizer.step()
+
+
+def diverged(**settings: Any) -> tuple[nn.Module, BoostedLowRankOptimizer]:
+    """Two boosters merged, and one whose factors are no numbers."""
+    model = stack()
+    settings = {"kappa": 2, "layers_per_booster": 2, "lr": 0.1, **settings}
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, **settings)
+    train(model, optimizer, batches(5))
+    with torch.no_grad():
+        for factor in optimizer.param_groups[0]["params"]:
+            factor.fill_(float("nan"))
+    return model, optimizer
+
+
+def test_a_booster_that_diverged_can_be_dropped() -> None:
+    before = anatomy(stack())
+    model, optimizer = diverged()
+    with pytest.raises(RuntimeError, match=r"finalize\(discard=True\)"):
+        optimizer.finalize()
+    assert optimizer.finalize(discard=True) is model
+    merged = stack()
+    other = BoostedLowRankOptimizer(torch.optim.SGD, merged, kappa=2, layers_per_booster=2, lr=0.1)
+    train(merged, other, batches(5)[:4])
+    other.finalize()
+    assert same_values(model, values(merged))
+    assert len(anatomy(model)) == len(before)
+    BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1)
+
+
+def test_a_booster_that_carries_earlier_ones_is_not_dropped() -> None:
+    _, optimizer = diverged(carry=0.9, layers_per_booster=None)
+    with pytest.raises(RuntimeError, match="carry="):
+        optimizer.finalize(discard=True)
+
+
+def test_finalize_after_parameters_were_replaced_or_removed() -> None:
+    """A head that is reparametrised or loses its bias while it is trained."""
+    model = stack()
+    optimizer = BoostedLowRankOptimizer(
+        torch.optim.SGD, model, kappa=2, lr=0.1, modules_to_save=["head"]
+    )
+    train(model, optimizer, batches(3))
+    nn.utils.parametrizations.weight_norm(model.head)
+    model.embed.bias = None
+    x = batches(1)[0][0]
+    wanted = model(x).detach()
+    optimizer.finalize()
+    torch.testing.assert_close(model(x), wanted)
+    assert all(p.requires_grad for p in model.parameters())

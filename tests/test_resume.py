@@ -646,3 +646,28 @@ def test_slots_set_apart_train_alike() -> None:
     logs = [train(m, o, batches(8)) for m, o in zip(models, optimizers, strict=True)]
     assert logs[0].losses == logs[1].losses
     assert all(map(torch.equal, *(o.finalize().parameters() for o in optimizers)))
+
+
+def test_loading_in_the_wrong_order_is_said() -> None:
+    """In the first booster both orders fit the weights; one of them starts the booster over."""
+    model = stack()
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, kappa=None, lr=0.1)
+    train(model, optimizer, batches(3))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    other = stack()
+    resumed = BoostedLowRankOptimizer(torch.optim.SGD, other, kappa=None, lr=0.1)
+    resumed.load_state_dict(saved[1])
+    with pytest.warns(UserWarning, match="load the model first"):
+        other.load_state_dict(saved[0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_loading_in_order_and_later_weights_is_not_commented() -> None:
+    model = stack()
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, kappa=None, lr=0.1)
+    train(model, optimizer, batches(3))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    train(model, optimizer, batches(1))
+    model.load_state_dict(saved[0])

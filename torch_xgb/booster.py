@@ -100,8 +100,8 @@ class Booster:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
-        for module in saved:
-            module.requires_grad_(True)
+        for parameter in (p for module in saved for p in module.parameters()):
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
         encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
         self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
@@ -139,7 +139,8 @@ class Booster:
         self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
         for module, name, requires_grad in self._restore:
-            module.get_parameter(name).requires_grad_(requires_grad)
+            if (parameter := module._parameters.get(name)) is not None:  # else reparametrised since
+                parameter.requires_grad_(requires_grad)
         for encoder in self._nesting:
             encoder.use_nested_tensor = True
         self._restore, self._nesting = [], []
@@ -161,10 +162,8 @@ class Booster:
             adapter.bound, adapter.r, adapter.s = factors, r, s
             adapter.hook()
             self.named += [(adapter.target.name, factor) for factor in factors]
-        lent = {id(factor) for _, factor in self.named}
         for factor in self.factors:
-            if id(factor) not in lent:
-                factor.grad = None
+            factor.grad = None  # what it was lent to before is no reason to step
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

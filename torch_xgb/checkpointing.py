@@ -20,8 +20,7 @@ from torch_xgb.targets import is_linear
 
 __all__ = ["Checkpointing"]
 
-# What transformers' blocks call a cache. One that a block writes to would be written to again when
-# the block is computed again; transformers' own checkpointing goes without it too.
+# What transformers' blocks call their cache of keys and values.
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
@@ -91,7 +90,12 @@ class Recomputed:
             return forward(*args, **kwargs)
         if getattr(self.block, "gradient_checkpointing", False):  # transformers' does it already
             return forward(*args, **kwargs)
-        kwargs |= {name: None for name in _CACHES if kwargs.get(name) is not None}
+        # A cache that a block writes to would be written to again when the block is computed again.
+        # An empty one is done without, as transformers' checkpointing does; a filled one is input.
+        caches = [name for name in _CACHES if hasattr(kwargs.get(name), "get_seq_length")]
+        if any(_is_filled(kwargs[name], self.block) for name in caches):
+            return forward(*args, **kwargs)
+        kwargs |= dict.fromkeys(caches)
         # As an argument: of devices that no argument lies on, the random state would not be kept.
         return checkpoint(_call, forward, kwargs, *args, use_reentrant=False)
 
@@ -103,6 +107,16 @@ class Recomputed:
         del self.block.forward
         if self.before is not None:
             self.block.forward = self.before
+
+
+def _is_filled(cache: Any, block: nn.Module) -> bool:  # noqa: ANN401
+    """Tell whether a block reads anything from a cache, which has a part for every layer."""
+    known = (getattr(module, "layer_idx", None) for module in block.modules())
+    layer = next((index for index in known if isinstance(index, int)), 0)
+    try:
+        return bool(cache.get_seq_length(layer))
+    except ValueError:  # of linear attention, which has a state and no length
+        return bool(cache.has_previous_state(layer))
 
 
 def _call(forward: Any, kwargs: dict[str, Any], *args: Any) -> Any:  # noqa: ANN401

@@ -11,18 +11,12 @@ __all__ = ["VERSION", "check", "check_together", "comparable", "plain_kappa"]
 VERSION = 1  # of the checkpoint's "booster" entry
 
 
-def check_together(
-    kappa: object, init: str, carry: float | None, shrinkage: object, record: object
-) -> None:
+def check_together(init: str, carry: float | None, shrinkage: object, record: object) -> None:
     """Refuse settings that are valid alone, but contradict each other.
 
     Raises:
         ValueError: With what goes together, and why.
     """
-    if init == "gradient" and kappa == 1:
-        raise ValueError(
-            "init='gradient' spends the first step of a booster on A: kappa must be at least 2"
-        )
     if carry is None:
         return
     if init != "kaiming" or record:

@@ -20,7 +20,7 @@ from torch_xgb.adapter import Adapter
 
 __all__ = ["INITS", "aim", "turn"]
 
-INITS = ("kaiming", "gradient")
+INITS = {"kaiming": 1, "gradient": 2}  # how A may begin, and the steps that a booster then needs
 _ROW_NORM = 3**-0.5  # of a Kaiming-uniform row, U(±1/√in)
 
 

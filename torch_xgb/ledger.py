@@ -156,6 +156,20 @@ class Chain:
         self.check_next(record.booster_index)
         self._history.append(record)
 
+    def check_resumable(self, length: int, run: str | None = None) -> None:
+        """Make sure that a run may go on from a checkpoint: see ``truncate``.
+
+        Raises:
+            RuntimeError: If the chain is another run's, or too short.
+        """
+        if not 0 <= length <= len(self):
+            raise RuntimeError(
+                f"the run is resumed at booster {length} and the ledger holds {len(self)}: {_LOST}"
+            )
+        kept = self.header if self.run else self._left_behind()
+        if run is not None and (kept is None or kept.run != run):
+            raise RuntimeError(f"the ledger is not the one of the checkpoint: {_LOST}")
+
     def truncate(self, length: int, run: str | None = None) -> None:
         """Drop the boosters from ``length`` on: a run goes on from a checkpoint taken there.
 
@@ -166,14 +180,9 @@ class Chain:
         Raises:
             RuntimeError: If the chain is another run's, or too short. Nothing is changed.
         """
-        if not 0 <= length <= len(self):
-            raise RuntimeError(
-                f"the run is resumed at booster {length} and the ledger holds {len(self)}: {_LOST}"
-            )
-        kept = self.header if self.run else self._left_behind()
-        if run is not None and (kept is None or kept.run != run):
-            raise RuntimeError(f"the ledger is not the one of the checkpoint: {_LOST}")
-        if kept is not None and not self.run:
+        self.check_resumable(length, run)
+        kept = None if self.run else self._left_behind()
+        if kept is not None:
             self.header, self._begun, self._base = kept, True, None
         self.scores.truncate(length)
         self._history.truncate(length)

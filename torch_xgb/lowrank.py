@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
 
@@ -71,14 +72,26 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         s: The scaling.
 
     Returns:
-        The sum, of y's shape and dtype, sharing y's memory unless a compiler is tracing (it fuses
-        the plain expression by itself) or y is not contiguous.
+        The sum, of y's shape and dtype, sharing y's memory unless y is not contiguous, or somebody
+        follows the computation who needs the plain expression: a compiler (which fuses it by
+        itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
-    if torch.compiler.is_compiling() or not y.is_contiguous():
+    if torch.compiler.is_compiling() or not y.is_contiguous() or _is_followed():
         h = torch.nn.functional.linear(x, A.to(x.dtype))
         return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
     return out
+
+
+def _is_followed() -> bool:
+    """Tell whether operations are traced, transformed, or kept one by one."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or torch._C._get_tracing_state() is not None:
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
 
 
 def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -> Tensor:

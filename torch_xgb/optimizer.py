@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -48,7 +48,7 @@ from torch_xgb.schedule import (
 )
 from torch_xgb.settings import finite_positive, integer, one_of, probability, share
 from torch_xgb.sharing import Sharing
-from torch_xgb.targets import check_rank, select_layers
+from torch_xgb.targets import check_rank, check_untied, select_layers
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
@@ -81,7 +81,7 @@ class BoostedLowRankOptimizer(Optimizer):
             in (0, 1] as a float, None for every block, or a sequence or callable of these.
         target_modules: PEFT's grammar: "all-linear" (every linear map inside the blocks), a list of
             names or name suffixes, or a regular expression for whole names. A match outside the
-            blocks becomes a layer.
+            blocks becomes a layer. Frozen weights are targets like any other.
         exclude_modules: What to leave out, as a list or a regular expression.
         modules_to_save: Names or suffixes of modules trained in full beside the boosters; None
             finds the new task head of a transformers model, [] trains none.
@@ -186,10 +186,10 @@ class BoostedLowRankOptimizer(Optimizer):
         admit(inner)
         saved = select_saved(inner, modules_to_save)
         layers = select_layers(inner, target_modules, exclude_modules, saved.values())
-        self._ends = boundary(kappa)
-        self._init = one_of("init", init, INITS)
+        self._init = one_of("init", init, list(INITS))
+        self._ends = boundary(kappa, INITS[init])
         self._carry = None if carry is None else Carry(share("carry", carry))
-        check_together(kappa, init, carry, shrinkage, record)
+        check_together(init, carry, shrinkage, record)
         self._policy = kappa if isinstance(kappa, LossPolicy) else None
         self._plan = Plan(
             seed := integer("seed", seed),
@@ -201,6 +201,10 @@ class BoostedLowRankOptimizer(Optimizer):
             None if lora_alpha is None else finite_positive("lora_alpha", lora_alpha),
         )
         check_rank(self._plan.most_r, layers)
+        shape = form(adapter, bias)
+        check_untied(
+            inner, (w for layer in layers for t in layer.targets for w in shape.weights(t))
+        )
         first = self._plan.booster(0)
         self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
         self._rates = RateFactors(rewarmup_steps, rank_lr_exponent, first.r)
@@ -210,7 +214,7 @@ class BoostedLowRankOptimizer(Optimizer):
             layers,
             self._plan.most_L_s,
             self._plan.most_r,
-            form(adapter, bias),
+            shape,
             probability("lora_dropout", lora_dropout),
         )
         carried = {} if self._carry is None else self._carry.held
@@ -263,13 +267,10 @@ class BoostedLowRankOptimizer(Optimizer):
             precision=merge_precision,
             seed=seed,
         )
-        self._booster.attach(inner, saved.values())
-        self._pending.attach()
-        self._checkpointing.attach()
         self._sharing = Sharing(
             inner, self._booster, list(saved.values()), record is not None, unused == "skip"
         )
-        self._begin(Progress(), first)
+        self._enter(inner, saved.values(), first)
 
     # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
 
@@ -362,6 +363,7 @@ class BoostedLowRankOptimizer(Optimizer):
         except _Skipped as skipped:
             return skipped.loss
         self._progress = self._progress.stepped()
+        self._pending.resumed.untouched = False
         if self._ends(self._progress):
             self.merge()
         return loss
@@ -397,24 +399,55 @@ class BoostedLowRankOptimizer(Optimizer):
         self._begin(progress, planned)
         self._listeners.tell(report)
 
-    def finalize(self) -> nn.Module:
+    def finalize(self, *, discard: bool = False) -> nn.Module:
         """Merge what is pending, take everything off the model, give ``requires_grad`` back.
+
+        Args:
+            discard: Drop the pending booster instead, for one that diverged: the model is what the
+                boosters before it made.
 
         Returns:
             The model, plain again. A second call does nothing.
+
+        Raises:
+            RuntimeError: If the pending booster is not finite and is not to be dropped, or holds
+                what ``carry`` took out of the weights and is. Nothing is changed.
         """
         if not self._finalized:
             taken_up = self._carry is not None and any(a.pending for a in self._booster.active)
-            begun = self.booster_step or taken_up
+            if discard and taken_up:
+                raise RuntimeError(
+                    "the pending booster holds what carry= took out of the weights: dropping it "
+                    "would lose earlier boosters too. Load the last checkpoint instead"
+                )
+            begun = not discard and (self.booster_step or taken_up)
             report = self._merge_active() if begun else None
-            self._pending.detach()
-            self._booster.detach()
-            self._checkpointing.detach()
-            self._sharing.detach()
+            self._leave()
             self._finalized = True
             if report is not None:
                 self._listeners.tell(report)
         return self.model
+
+    def _enter(self, model: nn.Module, saved: Iterable[nn.Module], first: BoosterPlan) -> None:
+        """Put everything into the model and begin; or leave it as it was."""
+        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+        try:
+            self._booster.attach(model, saved)
+            self._pending.attach()
+            self._checkpointing.attach()
+            self._begin(Progress(), first)
+        except BaseException:
+            self._leave()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            raise
+
+    def _leave(self) -> None:
+        """Take everything off the model."""
+        self._pending.detach()
+        self._booster.detach()
+        self._checkpointing.detach()
+        self._sharing.detach()
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
@@ -470,8 +503,9 @@ class BoostedLowRankOptimizer(Optimizer):
         check(saved, self._settings)
         self._sharing.settle(self.base)
         folded = self._pending.find_folded(saved["weights"])
+        at = saved["booster_index"], saved.get("run")
         if self._recorder is not None:
-            self._recorder.resume(saved["booster_index"], saved.get("run"))
+            self._recorder.check_resumable(*at)
         # A copy: torch's own load_state_dict would share the tensors with the state it is given.
         self.base.load_state_dict(
             copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
@@ -488,6 +522,8 @@ class BoostedLowRankOptimizer(Optimizer):
         for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
             parameter.copy_(value)
         self._pending.load_state_dict(saved["weights"], folded)
+        if self._recorder is not None:
+            self._recorder.resume(*at)  # last: what it drops is gone
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -532,7 +568,7 @@ class BoostedLowRankOptimizer(Optimizer):
         if not all(map(isfinite, found)):
             raise RuntimeError(
                 f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
-                "the learning rate or clip the gradients"
+                "the learning rate or clip the gradients; finalize(discard=True) drops the booster"
             )
         each = iter(found)
         norms = {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}

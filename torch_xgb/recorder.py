@@ -41,6 +41,10 @@ class Recorder:
         """
         self.chain.append(BoosterRecord.of(report, updates, self._saved()))
 
+    def check_resumable(self, booster_index: int, run: str | None = None) -> None:
+        """Make sure that ``resume`` will not fail: see ``Chain.check_resumable``."""
+        self.chain.check_resumable(booster_index, run)
+
     def resume(self, booster_index: int, run: str | None = None) -> None:
         """Go on from a checkpoint taken in booster t: see ``Chain.truncate``."""
         self.chain.truncate(booster_index, run)

@@ -9,8 +9,10 @@ weights and state belong together.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -69,6 +71,13 @@ def _wide_factors(adapter: Adapter) -> tuple[Tensor, ...]:
     return tuple(factor.detach().to(device, widest(device)) for factor in adapter.factors)
 
 
+@dataclass
+class _Resumed:
+    """Whether a state was loaded and no step taken since; shared with the hooks on loading."""
+
+    untouched: bool = False
+
+
 class Pending:
     """The state-dict hooks of every target, and the checkpoint's entries about weights.
 
@@ -84,6 +93,7 @@ class Pending:
         self.adapters = list(adapters)
         self.merger = merger
         self.carried = carried
+        self.resumed = _Resumed()
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -96,7 +106,7 @@ class Pending:
         for adapter in self.adapters:
             for module in adapter.target.modules:
                 self._handles.append(module.register_state_dict_post_hook(_FoldIn(adapter)))
-                hook = _StartOver(adapter, self.merger, self.carried)
+                hook = _StartOver(adapter, self.merger, self.carried, self.resumed)
                 self._handles.append(module.register_load_state_dict_pre_hook(hook))
 
     def detach(self) -> None:
@@ -165,6 +175,7 @@ class Pending:
                 kept = place.part(state["residuals"][name])
                 residuals[name] = kept.to(device, copy=True, memory_format=torch.contiguous_format)
         self.merger.residuals = residuals
+        self.resumed.untouched = True
 
     @contextmanager
     def folded_in(self) -> Iterator[None]:
@@ -266,10 +277,13 @@ class _FoldIn:
 class _StartOver:
     """Forget a target's pairs and residuals when its weight is loaded: they were the old one's."""
 
-    def __init__(self, adapter: Adapter, merger: Merger, carried: dict[str, Any]) -> None:
+    def __init__(
+        self, adapter: Adapter, merger: Merger, carried: dict[str, Any], resumed: _Resumed
+    ) -> None:
         self.adapter = adapter
         self.merger = merger
         self.carried = carried
+        self.resumed = resumed
 
     @torch.no_grad()
     def __call__(
@@ -285,6 +299,13 @@ class _StartOver:
         if loaded:
             self.carried.pop(self.adapter.target.name, None)
         if loaded and self.adapter.bound is not None:
+            if self.resumed.untouched and self.adapter.pending:
+                self.resumed.untouched = False
+                warnings.warn(
+                    "weights were loaded after the optimizer's state, whose pending booster starts "
+                    "over: to go on exactly, load the model first and the optimizer's state then",
+                    stacklevel=2,
+                )
             for factor in self.adapter.bound[1:]:
                 factor.zero_()
 

@@ -134,7 +134,7 @@ class Weighted:
         if len(self.weights) != num_layers:
             raise ValueError(f"{len(self.weights)} weights given for {num_layers} layers")
         generator = stream(seed, booster_index, "layers")
-        weights = torch.tensor(self.weights, device="cpu")
+        weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
         return sorted(torch.multinomial(weights, layers_per_booster, generator=generator).tolist())
 
 

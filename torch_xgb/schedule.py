@@ -147,16 +147,17 @@ class FromLoss:
         return self.policy.ends(progress.booster_step)
 
 
-def boundary(kappa: object) -> Boundary:
+def boundary(kappa: object, least: int = 1) -> Boundary:
     """Return the rule for ``kappa``.
 
     Args:
         kappa: A number of steps, a callable of t giving one, an increasing sequence of knots, a
             policy that watches the loss, or None for a single booster.
+        least: How many steps a booster must have.
 
     Raises:
         TypeError: If it is none of these.
-        ValueError: If a number is not positive, or the knots do not increase.
+        ValueError: If a number is below ``least``, or the knots do not increase by as much.
     """
     if kappa is None:
         return Never()
@@ -164,18 +165,20 @@ def boundary(kappa: object) -> Boundary:
         return FromLoss(kappa)
     if isinstance(kappa, Sequence) and not isinstance(kappa, str):
         knots = tuple(integer("kappa's knots", knot) for knot in kappa)
-        if not knots or knots[0] < 1 or any(a >= b for a, b in pairwise(knots)):
+        if not knots or any(a >= b for a, b in pairwise((0, *knots))):
             raise ValueError(f"kappa's knots must be increasing steps ≥ 1, got {kappa!r}")
+        if min(b - a for a, b in pairwise((0, *knots))) < least:
+            raise ValueError(f"kappa's knots {_too_short(least)}, got {kappa!r}")
         return Knots(knots)
     if callable(kappa) and not isinstance(kappa, type):
-        return Every(PerBooster("kappa", kappa, PositiveInteger("kappa")))
+        return Every(PerBooster("kappa", kappa, PositiveInteger("kappa", least)))
     steps = integer(
         "kappa",
         kappa,
         "a positive integer, a callable of the booster's index, a sequence of knots, a policy such "
         "as LossPlateau, or None (one booster)",
     )
-    return Every(PerBooster("kappa", steps, PositiveInteger("kappa")))
+    return Every(PerBooster("kappa", steps, PositiveInteger("kappa", least)))
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,13 @@ class PositiveInteger:
     """Checks that a setting is a positive integer; a class, for functions do not pickle."""
 
     name: str
+    least: int = 1
 
     def __call__(self, value: int) -> int:
-        return positive_integer(self.name, value)
+        if (given := positive_integer(self.name, value)) < self.least:
+            raise ValueError(f"{self.name} {_too_short(self.least)}, got {value!r}")
+        return given
+
+
+def _too_short(least: int) -> str:
+    return f"must give a booster at least {least} steps (init='gradient' spends the first on A)"

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch_xgb.blocks import find_blocks
 from torch_xgb.places import Piece, Place, place_of, total
 
-__all__ = ["Layer", "Target", "Weight", "check_rank", "is_linear", "select_layers"]
+__all__ = [
+    "Layer",
+    "Target",
+    "Weight",
+    "check_rank",
+    "check_untied",
+    "is_linear",
+    "select_layers",
+]
 
 Names = str | Sequence[str]
 Matches = Callable[[str], bool]
@@ -185,6 +193,26 @@ def check_rank(r: int, layers: Sequence[Layer]) -> None:
             f"r={r} is larger than the smaller side of {len(narrow)} weights, first {name!r} of "
             f"shape {shape}; choose a smaller r or leave them out with exclude_modules"
         )
+
+
+def check_untied(model: nn.Module, weights: Iterable[Weight]) -> None:
+    """Refuse a weight that something besides its target holds: a merge would change both.
+
+    Raises:
+        ValueError: With its name and the other's.
+    """
+    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            holders[id(parameter)].append((f"{name}.{attribute}", module))
+    for weight in weights:
+        held = holders[id(weight.parameter)]
+        others = [name for name, module in held if all(m is not module for m in weight.modules)]
+        if others:
+            raise ValueError(
+                f"{weight.name} is tied to {others[0]}: a merge would change both. Leave it out "
+                "with exclude_modules, untie them, or train no biases"
+            )
 
 
 def is_linear(module: nn.Module) -> bool:

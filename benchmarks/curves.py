@@ -36,7 +36,18 @@ def draw(
     dots: bool = False,
     lowest: float | None = None,
 ) -> None:
-    """Draw curves; solid and dashed ones take the same colours in the same order."""
+    """Draw curves; solid and dashed ones take the same colours in the same order.
+
+    Args:
+        path: The file.
+        curves: What to draw.
+        x: The horizontal axis's label.
+        y: The vertical axis's.
+        title: The figure's.
+        logarithmic: Whether the axes are; with dots, the horizontal one.
+        dots: Whether the points are few: each gets a dot, and its x a tick.
+        lowest: The least y shown.
+    """
     figure, axes = _figure()
     counts = {False: 0, True: 0}
     for curve in curves:
@@ -49,8 +60,11 @@ def draw(
         counts[curve.dashed] += 1
     if logarithmic:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.set_yscale("linear" if dots else "log")
         axes.set_xlim(left=min(v for curve in curves for v in curve.x if v > 0))
+    if dots:
+        measured = sorted({v for curve in curves for v in curve.x})
+        axes.set_xticks(measured, [f"{v:,}" for v in measured])
     axes.set_ylim(bottom=lowest)
     axes.legend(fontsize=8)
     _finish(figure, axes, path, x, y, title)

@@ -3,7 +3,7 @@
     python -m benchmarks.dynamics                     # two tasks, three seeds; resumes
     python -m benchmarks.dynamics --only "A kept" "A = uᵀG"
     python -m benchmarks.dynamics --tasks TREC --seeds 1
-    python -m benchmarks.dynamics --crossing          # K = 300, 900, 1,800 instead
+    python -m benchmarks.dynamics --crossing          # K = 300 to 3,600 instead
 
 Rank-1 boosters of 8 steps on all six blocks of MiniLM, so that nothing but the booster's start and
 steps differs from LoRA, which is there with ranks 8 and 1, as are full fine-tuning, BitFit and the
@@ -64,7 +64,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "one booster over all steps": {"kappa": None, "layers_per_booster": None},
     "one booster, A not trained": {"kappa": None, "layers_per_booster": None, "ratio": 0.0},
 }
-CROSSING = (300, 900, 1800)
+CROSSING = (300, 900, 1800, 3600)
 CURVES = ("PEFT LoRA r=8", "one booster over all steps", "the paper's restart", "carry=0.97")
 _RATES = (2e-3, 5e-3)
 _LOWER_RATES = {"PEFT LoRA r=8": (1e-3, 2e-3), "full fine-tuning": (1e-4, 2e-4)}
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=TASK_NAMES)
     parser.add_argument("--steps", type=int, default=300, help="(default: 300)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
-    parser.add_argument("--crossing", action="store_true", help="K = 300, 900, 1,800")
+    parser.add_argument("--crossing", action="store_true", help="K = 300, 900, 1,800, 3,600")
     options = parser.parse_args(argv)
     try:
         minilm.folder()

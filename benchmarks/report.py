@@ -77,20 +77,18 @@ def crossing_block() -> str:
     for name in dynamics.CURVES:
         method = dynamics.variants()[name]
         found = [dynamics.best("TREC", method, K, SEEDS, journal) for K in dynamics.CROSSING]
-        cells = [
-            f"{100 * interval([r['score'] for r in rs])[0]:.1f} ({len(rs)})" if rs else "–"
-            for rs in found
-        ]
+        losses = [statistics.fmean(r["dev_loss"] for r in rs) if rs else None for rs in found]
+        cells = []
+        for rs, loss in zip(found, losses, strict=True):
+            score = f"{100 * interval([r['score'] for r in rs])[0]:.1f} ({len(rs)})" if rs else "–"
+            cells += [score, f"{loss:.3f}" if loss else "–"]
         rows.append([name, *cells])
-        points = [
-            (K, statistics.fmean(r["dev_loss"] for r in rs))
-            for K, rs in zip(dynamics.CROSSING, found, strict=True)
-            if rs
-        ]
+        points = [(K, loss) for K, loss in zip(dynamics.CROSSING, losses, strict=True) if loss]
         if points:
             x, y = zip(*points, strict=True)
             curves.append(Curve(name, x, y))
-    head = ["TREC, score (seeds)", *(f"K = {K}" for K in dynamics.CROSSING)]
+    columns = [cell for K in dynamics.CROSSING for cell in (f"K = {K:,}", "loss")]
+    head = ["TREC, score (seeds)", *columns]
     if any(len(curve.x) > 1 for curve in curves):
         title = "MiniLM on TREC, loss on the scored rows"
         draw(PLOTS / "crossing.png", curves, "steps K", "loss", title, dots=True)

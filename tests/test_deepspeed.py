@@ -46,6 +46,8 @@ FP32 = EVERY | {
     "3, DiReFT": Case(3, clip=0.5, settings={"adapter": "direft"}),
     "2, pairs carried": Case(2, clip=0.5, settings={"carry": 0.7}),
     "3, pairs carried": Case(3, clip=0.5, settings={"carry": 0.7}),
+    "2, blocks computed again": Case(2, clip=0.5, settings={"checkpointing": True}),
+    "3, blocks computed again": Case(3, clip=0.5, settings={"checkpointing": 0.5}),
 }
 # Heads have a master copy in float32 under ZeRO, and none in the loop they are compared with.
 BF16 = {f"bf16, stage {s}": Case(s, bf16=True, clip=0.02, settings=NO_HEADS) for s in range(4)} | {

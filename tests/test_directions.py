@@ -151,3 +151,17 @@ def test_finalize_between_boosters_merges_nothing() -> None:
         optimizer.zero_grad()
     optimizer.finalize()
     assert [report.booster_index for report in reports] == [0]
+
+
+def test_weights_loaded_before_the_first_step_are_those_A_is_found_for() -> None:
+    other = stack(3, seed=1)
+    model, optimizer = build()
+    model.load_state_dict(other.state_dict())
+    twin = BoostedLowRankOptimizer(
+        AdamW, other, kappa=3, layers_per_booster=2, lr=0.02, init="gradient"
+    )
+    for trained, its_optimizer in ((model, optimizer), (other, twin)):
+        train(trained, its_optimizer, batches(4))
+        its_optimizer.finalize()
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

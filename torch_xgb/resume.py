@@ -299,6 +299,9 @@ class _StartOver:
         if loaded:
             self.carried.pop(self.adapter.target.name, None)
         if loaded and self.adapter.bound is not None:
+            A, _, *b = self.adapter.bound
+            if not any(bool(factor.any()) for factor in (A, *b)):
+                return  # it waits for A's gradient and changes nothing
             if self.resumed.untouched and self.adapter.pending:
                 self.resumed.untouched = False
                 warnings.warn(

@@ -262,7 +262,7 @@ def test_model_copied_alone(copied: Callable[[Any], Any]) -> None:
     now, saved = model(x).detach(), {n: t.clone() for n, t in model.state_dict().items()}
     twin = copied(model)
     train(model, optimizer, batches(4))
-    assert torch.equal(twin(x), now)
+    torch.testing.assert_close(twin(x), now, rtol=1e-12, atol=1e-12)
     assert same(dict(twin.state_dict()), saved)
     plain = stack(seed=1)
     plain.load_state_dict(twin.state_dict())
@@ -271,16 +271,41 @@ def test_model_copied_alone(copied: Callable[[Any], Any]) -> None:
 
 
 def test_averaged_model() -> None:
-    """torch's own weight averaging copies the model and walks both parameter lists."""
+    """torch's own averaging copies the model and walks both parameter lists: the merged weights."""
     model = stack()
     before, x = anatomy(model), batches(1, seed=3)[0][0]
     optimizer = boosted(model)
+    train(model, optimizer, batches(1))
     averaged = torch.optim.swa_utils.AveragedModel(model)
-    train(model, optimizer, batches(3))
-    averaged.update_parameters(model)
-    assert torch.isfinite(averaged(x)).all()
+    mean = {name: torch.zeros_like(p) for name, p in stack().named_parameters()}
+    for count in range(1, 8):
+        train(model, optimizer, batches(1, seed=count))
+        averaged.update_parameters(model)
+        weights = dict(model.named_parameters())
+        for name, value in mean.items():
+            value += (weights[name].detach() - value) / count
+    assert optimizer.booster_index > 1
+    plain = stack(seed=1)
+    plain.load_state_dict(mean)
+    torch.testing.assert_close(averaged(x), plain(x), rtol=1e-12, atol=1e-12)
+    assert averaged.module.state_dict().keys() == plain.state_dict().keys()
     optimizer.finalize()
     assert anatomy(model) == before
+
+
+def test_a_copy_that_is_given_every_state_dict() -> None:
+    """As timm averages: both models' entries side by side, the copy's changed in place."""
+    model, x = stack(), batches(1, seed=3)[0][0]
+    optimizer = boosted(model)
+    train(model, optimizer, batches(1))
+    twin = copy.deepcopy(model)
+    for seed in range(7):
+        train(model, optimizer, batches(1, seed=seed))
+        for own, theirs in zip(
+            twin.state_dict().values(), model.state_dict().values(), strict=True
+        ):
+            own.copy_(theirs)
+        torch.testing.assert_close(twin(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_an_average_of_state_dicts_is_that_of_the_functions_weights() -> None:

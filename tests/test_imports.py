@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "sharing": {"averaging", "booster", "places"},
     "merge": {"lowrank", "samplers", "targets"},
     "carry": {"adapter", "merge"},
-    "resume": {"adapter", "fingerprints", "lowrank", "merge", "places", "targets"},
+    "fold": {"adapter", "lowrank", "merge", "places", "targets"},
+    "resume": {"adapter", "fingerprints", "fold", "merge", "places", "targets"},
     "footprint": set(),
     "shapes": set(),
     "checkpointing": {"blocks", "settings", "targets"},
@@ -64,11 +65,11 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["ledger"] = {
     "export",
     "fingerprints",
+    "fold",
     "history",
     "plot",
     "record",
     "replay",
-    "resume",
     "scores",
     "store",
 }

@@ -26,6 +26,7 @@ class Adapter:
 
     Attributes:
         bound: The factor Parameters lent to it, or None.
+        resting: Those that a copy of the model holds merged into its weights, or None.
         r: The rank in use, at most the Parameters' own.
         s: The scaling.
     """
@@ -36,6 +37,7 @@ class Adapter:
         self.dropout = dropout
         self.tracing = tracing
         self.bound: list[nn.Parameter] | None = None
+        self.resting: list[nn.Parameter] | None = None
         self.r = 0
         self.s = 1.0
         self._handles: list[RemovableHandle] = []

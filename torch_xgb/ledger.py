@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from torch_xgb.export import ExportReport, write_adapter
 from torch_xgb.fingerprints import fingerprint
+from torch_xgb.fold import add_product
 from torch_xgb.history import History
 from torch_xgb.plot import draw_chain
 from torch_xgb.record import BoosterRecord, ChainHeader, snapshot
 from torch_xgb.replay import find, replay, require_original, require_plain
-from torch_xgb.resume import add_product
 from torch_xgb.scores import Scores
 from torch_xgb.store import Folder, Memory, Packed, Store, import_safetensors, pack
 

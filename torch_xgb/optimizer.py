@@ -532,6 +532,14 @@ class BoostedLowRankOptimizer(Optimizer):
         torchs = ("_optimizer_", "_zero_grad_profile_name", "_patched_step_function", "step")
         return {key: value for key, value in self.__dict__.items() if not key.startswith(torchs)}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoostedLowRankOptimizer:
+        """Copy it with its model, the booster going on in both."""
+        twin: BoostedLowRankOptimizer = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._pending.follow(self._pending)
+        return twin
+
     def _base_step(self, closure: Callable[[], float] | None) -> float | None:
         if closure is None:
             self._prepare_gradients(None)

@@ -9,73 +9,27 @@ weights and state belong together.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.adapter import Adapter
 from torch_xgb.fingerprints import as_bits, fingerprints
-from torch_xgb.lowrank import widest
-from torch_xgb.merge import Merger, row_chunks
-from torch_xgb.places import gather, is_dtensor, sharing_group
+from torch_xgb.fold import FoldIn, Resumed, StartOver, fold, unfold
+from torch_xgb.merge import Merger
+from torch_xgb.places import gather, sharing_group
 from torch_xgb.targets import Weight
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["Pending", "add_product", "fold", "unfold"]
+__all__ = ["Pending"]
 
 Entries = tuple[Tensor, Tensor, Tensor]  # rows, columns, values of a matrix
-
-
-def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return W + scale·left·right, rounded once to W's dtype.
-
-    Args:
-        weight: W, of shape (out, in).
-        kept: What this process keeps of it, or another tensor laid out alike.
-        left: Shape ``(out, r)``.
-        right: Shape ``(r, in)``.
-        scale: A factor of the product.
-    """
-    wide = widest(kept.device)
-    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
-    result = kept.clone()
-    for piece in weight.pieces(result):
-        L, R = left[piece.rows], right[:, piece.columns]
-        for i in row_chunks(piece.values):
-            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
-    return result
-
-
-def fold(adapter: Adapter, weight: Weight, kept: Tensor | None = None) -> Tensor:
-    """Return a weight, as kept here or as given, with the adapter's pair merged in."""
-    update = adapter.form.update(weight, _wide_factors(adapter), adapter.s)
-    return add_product(weight, weight.place.local if kept is None else kept, *update)
-
-
-def unfold(adapter: Adapter, weight: Weight, merged: Tensor) -> Tensor:
-    """Take the pair out: the first weight again wherever both share an exponent."""
-    undo = adapter.form.undo(weight, merged, _wide_factors(adapter), adapter.s)
-    return add_product(weight, merged, *undo)
-
-
-def _wide_factors(adapter: Adapter) -> tuple[Tensor, ...]:
-    device = adapter.target.weight.place.local.device
-    return tuple(factor.detach().to(device, widest(device)) for factor in adapter.factors)
-
-
-@dataclass
-class _Resumed:
-    """Whether a state was loaded and no step taken since; shared with the hooks on loading."""
-
-    untouched: bool = False
 
 
 class Pending:
@@ -93,7 +47,7 @@ class Pending:
         self.adapters = list(adapters)
         self.merger = merger
         self.carried = carried
-        self.resumed = _Resumed()
+        self.resumed = Resumed()
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -105,8 +59,8 @@ class Pending:
         """Register the hooks."""
         for adapter in self.adapters:
             for module in adapter.target.modules:
-                self._handles.append(module.register_state_dict_post_hook(_FoldIn(adapter)))
-                hook = _StartOver(adapter, self.merger, self.carried, self.resumed)
+                self._handles.append(module.register_state_dict_post_hook(FoldIn(adapter)))
+                hook = StartOver(adapter, self.merger, self.carried, self.resumed)
                 self._handles.append(module.register_load_state_dict_pre_hook(hook))
 
     def detach(self) -> None:
@@ -200,6 +154,16 @@ class Pending:
                 for _, weight, kept in found:
                     _overwrite(weight, kept)
 
+    @torch.no_grad()
+    def follow(self, original: Pending) -> None:
+        """Undo what copying did to a model whose optimizer was copied with it: see ``FoldIn``."""
+        for adapter, theirs in zip(self.adapters, original.adapters, strict=True):
+            if adapter.resting is None:
+                continue
+            adapter.bound, adapter.resting = adapter.resting, None
+            for weight, source in _pairs(adapter, theirs):
+                weight.parameter.copy_(source.parameter)
+
     def _weights(self) -> Iterator[tuple[Adapter, Weight]]:
         for adapter in self.adapters:
             for weight in adapter.form.weights(adapter.target):
@@ -253,70 +217,5 @@ def _named(weights: Sequence[Weight], values: Sequence[int]) -> dict[str, int]:
     return {weight.name: value for weight, value in zip(weights, values, strict=True)}
 
 
-class _FoldIn:
-    """Replace a drawn target's entries by what computes what the model computes now."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-
-    @torch.no_grad()
-    def __call__(
-        self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object
-    ) -> None:
-        if not self.adapter.pending:
-            return
-        for weight in _held(self.adapter, module):
-            key, place = prefix + weight.attribute, weight.place
-            stored = state_dict.get(key)
-            if is_dtensor(weight.parameter) and stored is not None:
-                state_dict[key] = place.store(fold(self.adapter, weight))
-            elif _fits(stored, weight):  # else shared out: an empty one, whose shards are elsewhere
-                state_dict[key] = fold(self.adapter, weight, stored)
-
-
-class _StartOver:
-    """Forget a target's pairs and residuals when its weight is loaded: they were the old one's."""
-
-    def __init__(
-        self, adapter: Adapter, merger: Merger, carried: dict[str, Any], resumed: _Resumed
-    ) -> None:
-        self.adapter = adapter
-        self.merger = merger
-        self.carried = carried
-        self.resumed = resumed
-
-    @torch.no_grad()
-    def __call__(
-        self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
-    ) -> None:
-        loaded = [
-            weight
-            for weight in _held(self.adapter, module)
-            if _fits(state_dict.get(prefix + weight.attribute), weight)
-        ]
-        for weight in loaded:
-            self.merger.residuals.pop(weight.name, None)
-        if loaded:
-            self.carried.pop(self.adapter.target.name, None)
-        if loaded and self.adapter.bound is not None:
-            A, _, *b = self.adapter.bound
-            if not any(bool(factor.any()) for factor in (A, *b)):
-                return  # it waits for A's gradient and changes nothing
-            if self.resumed.untouched and self.adapter.pending:
-                self.resumed.untouched = False
-                warnings.warn(
-                    "weights were loaded after the optimizer's state, whose pending booster starts "
-                    "over: to go on exactly, load the model first and the optimizer's state then",
-                    stacklevel=2,
-                )
-            for factor in self.adapter.bound[1:]:
-                factor.zero_()
-
-
-def _fits(value: object, weight: Weight) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and tuple(value.shape) == weight.place.shape
-
-
-def _held(adapter: Adapter, module: nn.Module) -> list[Weight]:
-    weights = adapter.form.weights(adapter.target)
-    return [weight for weight in weights if any(m is module for m in weight.modules)]
+def _pairs(one: Adapter, other: Adapter) -> Iterator[tuple[Weight, Weight]]:
+    yield from zip(one.form.weights(one.target), other.form.weights(other.target), strict=True)

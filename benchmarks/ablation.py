@@ -37,7 +37,7 @@ TASK_NAMES = ("TREC", "SST-2")
 GRIDS: dict[str, dict[str, Options]] = {
     "kappa": {
         **{str(k): {"kappa": k} for k in (1, 2, 4, 8, 16, 32, 64)},
-        "K": {"kappa": None, "layers_per_booster": None},
+        "K, every block": {"kappa": None, "layers_per_booster": None},
     },
     "r": {str(r): {"r": r} for r in (1, 4, 8, 16)},
     "L_s": {str(L_s): {"layers_per_booster": L_s} for L_s in (1, 2, 3, 4, 6)},

@@ -97,7 +97,12 @@ def boosted(
         above = torch.randperm(num_layers - lowest - 1, generator=_seeded(t))
         return sorted([lowest, *(lowest + 1 + i for i in above[: drawn - 1].tolist())])
 
-    settings = {"lr": 1e-3, "weight_decay": 0.0, "kappa": None} | settings
+    settings = {
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "kappa": None,
+        "modules_to_save": _heads(model),
+    } | settings
     assert drawn <= len(blocks)
     optimizer = BoostedLowRankOptimizer(
         AdamW, model, r=1, layers_per_booster=drawn, layer_sampler=sampler, **settings
@@ -122,7 +127,9 @@ def lora(model: nn.Module, batch: Batch, r: int, checkpointed: bool = False) -> 
     with warnings.catch_warnings():
         # peft 0.21 asks for this under a name that transformers 5 deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = get_peft_model(model, LoraConfig(r=r, target_modules="all-linear"))
+        aside = [f"{head}.dense" if head == "pooler" else head for head in _heads(model)]
+        config = LoraConfig(r=r, target_modules="all-linear", exclude_modules=aside or None)
+        adapted = get_peft_model(model, config)
     trained = [p for n, p in adapted.named_parameters() if p.requires_grad or _is_head(n)]
     optimizer = AdamW([p.requires_grad_() for p in trained], lr=1e-3, weight_decay=0.0)
     name = f"PEFT LoRA r={r}{', checkpointed' if checkpointed else ''}"
@@ -201,8 +208,16 @@ def missing(name: str) -> list[str]:
     return [p for p in NEEDS.get(name.split(",")[0].split(" ")[0], ()) if find_spec(p) is None]
 
 
+_HEADS = ("pooler", "classifier")  # trained in full by every contender, where there are any
+
+
 def _is_head(name: str) -> bool:
-    return any(part in ("pooler", "classifier") for part in name.split("."))
+    return any(part in _HEADS for part in name.split("."))
+
+
+def _heads(model: nn.Module) -> list[str]:
+    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
+    return [head for head in _HEADS if head in parts]
 
 
 Build = Callable[[nn.Module, Batch], Contender]

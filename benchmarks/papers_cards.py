@@ -4,7 +4,7 @@
 
 bfloat16 weights, 8 blocks drawn, no residual on the card (merge_precision="stochastic", or
 residual_device="cpu"); 24 GiB of which 0.75 are left to the driver. Activations are in proportion
-to tokens, so one run at 256 tokens tells the most of any batch x length.
+to tokens, so that two lengths tell the most of any batch x length.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from pathlib import Path
 from benchmarks.provenance import provenance, provenance_line
 from benchmarks.table import table
 from torch_xgb import plan
+from torch_xgb.forecast import RESERVE
 
 MODELS = ("llama3-8b", "mistral-7b", "llama-13b")
-LENGTH = 256
+LENGTH = 512
 
 
 def rows(card: float) -> list[dict[str, object]]:
@@ -25,25 +26,30 @@ def rows(card: float) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for model in MODELS:
         for checkpointing in (False, True):
-            forecast = plan(
-                model,
-                length=LENGTH,
-                card=card,
-                layers_per_booster=8,
-                merge_precision="stochastic",
-                checkpointing=checkpointing,
+            shorter, longer = (
+                plan(
+                    model,
+                    length=length,
+                    layers_per_booster=8,
+                    merge_precision="stochastic",
+                    checkpointing=checkpointing,
+                )
+                for length in (LENGTH, 2 * LENGTH)
             )
-            for need in forecast.needs:
-                batch = forecast.largest_batch(need)
+            for need, more in zip(shorter.needs, longer.needs, strict=True):
+                here, there = (n.saved + n.transient for n in (need, more))
+                per_token = (there - here) / LENGTH
+                room = (card - RESERVE) * 2**30 - need.peak
+                tokens = LENGTH + int(room // per_token)
                 found.append(
                     {
                         "model": model,
                         "checkpointing": checkpointing,
                         "method": need.name,
-                        "per_mille": 1e3 * need.trained / forecast.parameters,
+                        "per_mille": 1e3 * need.trained / shorter.parameters,
                         "weights_gib": need.weights / 2**30,
-                        "mib_per_token": (need.saved + need.transient) / LENGTH / 2**20,
-                        "tokens": (batch or 0) * LENGTH,
+                        "mib_per_token": per_token / 2**20,
+                        "tokens": max(0, tokens),
                     }
                 )
     return found

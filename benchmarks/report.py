@@ -35,11 +35,11 @@ def provenance(records: Iterable[Record]) -> str:
     if not found:
         return "Nothing is recorded yet."
     hours = sum(r["wall_s"] for r in found) / 3600
-    machines = {
+    machines = sorted({
         f"{p['machine']}, {p['cores']} cores, {p['threads']} thread, torch {p['torch']}, "
         f"transformers {p['transformers']}, peft {p['peft']}"
         for p in (r["provenance"] for r in found)
-    }
+    })  # fmt: skip
     seeds = sorted({r["key"]["seed"] for r in found if "seed" in r["key"]})
     about = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
     return f"{len(found)} runs, {hours:.1f} h of wall time in all; {about}{'; '.join(machines)}."
@@ -247,7 +247,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="leave the page as it is and exit 1 if it is stale; plots are drawn anew either way",
+    )
     options = parser.parse_args(argv)
     page = PAGE.read_text(encoding="utf-8")
     new = rebuilt(page)

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BertConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    WhisperConfig,
+)
 
 import tiny
 from benchmarks import cost
@@ -167,3 +174,108 @@ def test_published_shapes_have_the_published_sizes() -> None:
     for name, size in sizes.items():
         model = fake_model(name, torch.bfloat16, FakeTensorMode())
         assert sum(p.numel() for p in model.parameters()) == size
+
+
+def test_batch_and_length_are_those_of_the_inputs() -> None:
+    model = LlamaForCausalLM(config(2))
+    ids = torch.zeros(4, 32, dtype=torch.int64)
+    given = plan(model, inputs={"input_ids": ids, "labels": ids}, card=1.0)
+    asked = plan(model, batch=4, length=32, card=1.0)
+    assert (given.batch, given.length) == (4, 32)
+    assert [given.largest_batch(n) for n in given.needs] == [
+        asked.largest_batch(n) for n in asked.needs
+    ]
+    x = torch.randn(3, 5, tiny.INPUTS).double()
+    forecast = plan(Squares(), inputs={"x": x}, lora_r=2)
+    assert "batch of 3" in str(forecast) and "tokens" not in str(forecast)
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.stack(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).square().mean()
+
+
+@pytest.mark.parametrize("name", ["r", "lora_r", "card"])
+@pytest.mark.parametrize("value", [0, -3, float("nan")])
+def test_numbers_out_of_range(name: str, value: float) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        plan(config(2), **{name: value})  # type: ignore[arg-type]
+
+
+def test_devices_of_the_residual() -> None:
+    size = plan(config(2), length=8).needs[0].residual
+    assert plan(config(2), length=8, residual_device="cuda").needs[0].residual == size
+    with pytest.raises(ValueError, match="residual_device"):
+        plan(config(2), residual_device="gpuu")
+
+
+def test_a_residual_that_is_asked_for_is_kept_of_float32_too() -> None:
+    model = LlamaForCausalLM(config(2))
+    optimizer = BoostedLowRankOptimizer(
+        AdamW, model, kappa=1, lr=1e-2, layers_per_booster=None, merge_precision="residual"
+    )
+    ids = torch.randint(512, (2, 8))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    kept = sum(E.numel() * E.element_size() for E in optimizer._merger.residuals.values())
+    planned = plan(config(2), length=8, dtype=torch.float32, merge_precision="residual")
+    assert planned.needs[0].residual == kept > 0
+
+
+def test_experts_products_are_counted() -> None:
+    sizes = {**CONFIG, "num_key_value_heads": 4, "num_local_experts": 4}
+    flops = {}
+    for experts in (1, 2):
+        mixtral = MixtralConfig(**sizes, num_experts_per_tok=experts, use_cache=False)
+        flops[experts] = plan(mixtral, batch=1, length=16).needs[-1].flops
+    more = (
+        6
+        * 16
+        * 3
+        * CONFIG["hidden_size"]
+        * CONFIG["intermediate_size"]
+        * CONFIG["num_hidden_layers"]
+    )  # forward and backward of an expert's three maps, for every token and block
+    assert flops[2] - flops[1] == pytest.approx(more, rel=0.02)
+
+
+def test_models_that_a_plan_cannot_make_inputs_for() -> None:
+    with pytest.raises(ValueError, match="BertForQuestionAnswering.*inputs="):
+        plan(BertConfig(architectures=["BertForQuestionAnswering"]))
+    with pytest.raises(ValueError, match="cannot be run without weights.*inputs="):
+        plan(WhisperConfig(architectures=["WhisperForConditionalGeneration"], **WHISPER))
+    assert plan(BartConfig(**BART), length=8).blocks == 4  # of both stacks
+
+
+BART = {
+    "architectures": ["BartForConditionalGeneration"],
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 40,
+}
+WHISPER = {key: value for key, value in BART.items() if key != "architectures"} | {
+    "pad_token_id": 0
+}
+
+
+def test_positions_are_the_models_own() -> None:
+    assert plan("roberta-base", length=512).length == 512
+    with pytest.raises(ValueError, match="512 positions"):
+        plan("roberta-base", length=513)
+    with pytest.raises(ValueError, match="2048 positions"):
+        plan("llama-7b", length=4096)
+
+
+def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
+    (tmp_path / "chain.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="no ledger's file, or damaged"):
+        main(["plot", str(tmp_path / "chain.safetensors")])

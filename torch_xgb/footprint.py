@@ -142,7 +142,7 @@ def _key(tensor: Tensor) -> int:
 
 
 def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
-    """Return what FlopCounterMode lacks: the in-place product and the CPU's attention."""
+    """Return what FlopCounterMode lacks: products in place and in groups, the CPU's attention."""
 
     def product(y: Shape, a: Shape, b: Shape, **_: object) -> int:
         return 2 * a[0] * a[1] * b[1]
@@ -153,8 +153,13 @@ def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     def backward(g: Shape, q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
         return int(sdpa_backward_flop_count(g, q, k, v))
 
+    def grouped(a: Shape, b: Shape, *_: object, **__: object) -> int:
+        # Experts side by side: of two matrices, what is shared or contracted is cut into groups.
+        return 2 * a[-2] * a[-1] * b[-1] * (a[0] if len(a) == len(b) == 3 else 1)
+
     aten = torch.ops.aten
     return {
+        aten._grouped_mm: shape_wrapper(grouped),
         aten.addmm_: shape_wrapper(product),
         aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(backward),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch_xgb.booster import Booster
 from torch_xgb.checkpointing import Checkpointing
 from torch_xgb.footprint import Footprint, byte_count, footprint, truncated
 from torch_xgb.forms import LoRA
-from torch_xgb.settings import one_of, positive_integer
-from torch_xgb.shapes import fake_batch, fake_model, unpacked
+from torch_xgb.settings import finite_positive, one_of, positive_integer
+from torch_xgb.shapes import IN_PYTHON, fake_batch, fake_model, unpacked
 from torch_xgb.targets import Layer, check_rank, select_layers
 
-__all__ = ["Forecast", "Need", "plan"]
+__all__ = ["RESERVE", "Forecast", "Need", "plan"]
 
 GIB = 2**30
-_RESERVE = 0.75  # GiB of a card that a CUDA context and fragmentation take
+RESERVE = 0.75  # GiB of a card that a CUDA context and fragmentation take
 _MERGE_CHUNK = 5 * 4 * (1 << 22)  # what a merge into a low-precision weight widens at a time
 
 
@@ -82,7 +82,7 @@ class Forecast:
         targets: How many linear maps they hold.
         drawn: L_s.
         batch: Rows of a batch.
-        length: Tokens of a row.
+        length: Tokens of a row; 0 of given inputs without ``input_ids``.
         needs: XGBLoRA's, LoRA's and full fine-tuning's.
         card: GiB of the card asked about, or None.
     """
@@ -108,11 +108,12 @@ class Forecast:
     @property
     def _room(self) -> float:
         assert self.card is not None
-        return (self.card - _RESERVE) * GIB
+        return (self.card - RESERVE) * GIB
 
     def __str__(self) -> str:
         head = f"{self.model}: {self.parameters:,} parameters; {self.targets} targets in "
-        head += f"{self.blocks} blocks, {self.drawn} drawn; {self.batch} x {self.length} tokens\n\n"
+        size = f"{self.batch} x {self.length} tokens" if self.length else f"batch of {self.batch}"
+        head += f"{self.blocks} blocks, {self.drawn} drawn; {size}\n\n"
         columns = ["", *(need.name for need in self.needs)]
         rows = [columns, *([label, *map(cell, self.needs)] for label, cell in self._cells())]
         widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
@@ -123,7 +124,7 @@ class Forecast:
             return lambda need: f"{getattr(need, field) / GIB:.3f}"
 
         cells: list[tuple[str, Callable[[Need], str]]] = [
-            ("trained at a time", lambda n: f"{n.trained:,}"),
+            ("trained at a time, head aside", lambda n: f"{n.trained:,}"),
             ("  of the model, per mille", lambda n: f"{1e3 * n.trained / self.parameters:.3f}"),
             ("TFLOPs a step", lambda n: f"{n.flops / 1e12:.3f}"),
             ("peak memory, GiB", gib("peak")),
@@ -183,18 +184,27 @@ def plan(
         merge_precision: As the optimizer's; "auto" and "residual" keep a residual of bfloat16.
         residual_device: As the optimizer's; with "cpu" the residual is not on the card.
         target_modules: As the optimizer's.
-        inputs: The keyword arguments of a call, for models other than transformers'.
+        inputs: The keyword arguments of a call, for models other than transformers' or other than
+            of text: then batch and length are theirs.
 
     Raises:
         ImportError: If transformers is needed and missing.
-        ValueError: If the model is unknown, has no targets, or an argument is out of range.
+        ValueError: If the model is unknown, has no targets, or cannot be run without weights; or if
+            an argument is out of range.
     """
+    r, lora_r = positive_integer("r", r), positive_integer("lora_r", lora_r)
+    card = None if card is None else finite_positive("card", card)
+    off_card = residual_device is not None and _device(residual_device).type == "cpu"
     batch, length = positive_integer("batch", batch), positive_integer("length", length)
     one_of("merge_precision", merge_precision, ("auto", "nearest", "stochastic", "residual"))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = fake_model(model, dtype, mode).train()
     with mode, unpacked():
-        given = fake_batch(fake, batch, length) if inputs is None else _faked(inputs, mode)
+        if inputs is None:
+            given = fake_batch(fake, batch, length)
+        else:
+            given = _faked(inputs, mode)
+            batch, length = _size(given)
         layers = select_layers(fake, target_modules, None)
         check_rank(max(r, lora_r), layers)
         drawn = max(1, len(layers) // 3) if layers_per_booster is None else layers_per_booster
@@ -202,9 +212,8 @@ def plan(
         if checkpointing:
             Checkpointing(fake, True).attach()
         step = _Steps(fake, layers, given)
-        residual = merge_precision in ("auto", "residual") and residual_device is None
         needs: tuple[Need, ...] = (
-            _boosted(step, r, drawn, residual),
+            _boosted(step, r, drawn, "nearest" if off_card else merge_precision),
             _lora(step, lora_r, None),
             _lora(step, lora_r, torch.float32),
             _full(step),
@@ -215,6 +224,20 @@ def plan(
     targets = sum(len(layer.targets) for layer in layers)
     name = model if isinstance(model, str) else type(fake).__name__
     return Forecast(name, count, len(layers), targets, drawn, batch, length, needs, card)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"residual_device: {error}") from error
+
+
+def _size(inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return rows and tokens a row; 0 tokens where there are none."""
+    ids = inputs.get("input_ids")
+    first = next(iter(inputs.values())) if ids is None else ids
+    return first.shape[0], 0 if ids is None else ids.shape[1]
 
 
 def _faked(inputs: Mapping[str, Tensor], mode: FakeTensorMode) -> dict[str, Tensor]:
@@ -237,11 +260,20 @@ class _Steps:
         return len(self.layers)
 
     def run(self, depth: int) -> Footprint:
-        """Run a step of the first blocks only, or of all."""
-        if self.stack is None or depth == self.depth:
-            return footprint(self.model, self.batch)
-        with truncated(self.stack, depth):
-            return footprint(self.model, self.batch)
+        """Run a step of the first blocks only, or of all.
+
+        Raises:
+            ValueError: If the model does not run on shapes alone.
+        """
+        whole = self.stack is None or depth == self.depth
+        with nullcontext() if whole or self.stack is None else truncated(self.stack, depth):
+            try:
+                return footprint(self.model, self.batch)
+            except Exception as error:  # whatever a model's own code raises
+                raise ValueError(
+                    f"a step of {type(self.model).__name__} cannot be run without weights: "
+                    f"{type(error).__name__}: {str(error)[:300]}. {IN_PYTHON}"
+                ) from error
 
     def linear(self) -> tuple[Footprint, Footprint]:
         """Run a step of all blocks, as every one but the first costs the same; and a shallow one's.
@@ -270,7 +302,7 @@ def _stack(model: nn.Module, layers: Sequence[Layer]) -> nn.Module | None:
     return stack if alike and len(list(stack.children())) == len(layers) else None
 
 
-def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
+def _boosted(step: _Steps, r: int, drawn: int, merge_precision: str) -> Need:
     """Boosters: linear in how many blocks lie above the lowest drawn one, and in those drawn."""
     depth, form = step.depth, LoRA()
     with _frozen(step.model):
@@ -302,7 +334,7 @@ def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
     low = first.element_size() < 4
     targets = [t.weight.parameter for layer in step.layers for t in layer.targets]
     held = 4 * itemsize * trained  # values, gradients, two moments
-    carried = byte_count(targets) if residual and low else 0
+    carries = merge_precision == "residual" or (merge_precision == "auto" and low)
     return Need(
         f"XGBLoRA r={r}",
         trained=trained,
@@ -311,7 +343,7 @@ def _boosted(step: _Steps, r: int, drawn: int, residual: bool) -> Need:
         saved_mean=mean.saved,
         transient=worst.peak - worst.saved,
         factors=held,
-        residual=carried,
+        residual=byte_count(targets) if carries else 0,
         merge=_MERGE_CHUNK if low else 0,
         flops=mean.flops,
     )

@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 
-__all__ = ["KNOWN", "fake_batch", "fake_model", "unpacked"]
+__all__ = ["IN_PYTHON", "KNOWN", "fake_batch", "fake_model", "unpacked"]
 
 
 def _llama(
-    hidden: int, intermediate: int, blocks: int, heads: int, kv: int, vocabulary: int, **more: Any
+    hidden: int,
+    intermediate: int,
+    blocks: int,
+    heads: int,
+    kv: int,
+    vocabulary: int,
+    positions: int,
+    **more: Any,
 ) -> dict[str, Any]:
     return {
         "model_type": "llama",
@@ -28,7 +35,7 @@ def _llama(
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
         "vocab_size": vocabulary,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": positions,
         "tie_word_embeddings": False,
         **more,
     }
@@ -46,16 +53,30 @@ def _bert(hidden: int, blocks: int, heads: int) -> dict[str, Any]:
     }
 
 
+IN_PYTHON = (
+    "From Python, torch_xgb.plan takes any module with its inputs: inputs={name: tensor}, the "
+    "keyword arguments of a call whose answer is the loss or has one"
+)
+# The classes of transformers whose inputs are token ids and labels, by the ends of their names.
+_KINDS = (
+    "CausalLM",
+    "LMHeadModel",
+    "MaskedLM",
+    "ConditionalGeneration",
+    "SequenceClassification",
+    "TokenClassification",
+)
+
 # The published shapes; no file is fetched. A Mistral-7B has a Llama's operators.
 KNOWN: dict[str, dict[str, Any]] = {
-    "llama-7b": _llama(4096, 11008, 32, 32, 32, 32000),
-    "llama-13b": _llama(5120, 13824, 40, 40, 40, 32000),
-    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
-    "llama2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
-    "llama3-8b": _llama(4096, 14336, 32, 32, 8, 128256),
-    "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000),
-    "tinyllama": _llama(2048, 5632, 22, 32, 4, 32000),
-    "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+    "llama-7b": _llama(4096, 11008, 32, 32, 32, 32000, 2048),
+    "llama-13b": _llama(5120, 13824, 40, 40, 40, 32000, 2048),
+    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000, 4096),
+    "llama2-13b": _llama(5120, 13824, 40, 40, 40, 32000, 4096),
+    "llama3-8b": _llama(4096, 14336, 32, 32, 8, 128256, 8192),
+    "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000, 32768),
+    "tinyllama": _llama(2048, 5632, 22, 32, 4, 32000, 2048),
+    "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, 8192, tie_word_embeddings=True),
     "bert-base": _bert(768, 12, 12),
     "bert-large": _bert(1024, 24, 16),
     "roberta-base": {
@@ -104,7 +125,7 @@ def _config(source: Any) -> Any:  # noqa: ANN401
         known = dict(KNOWN[str(source)])
         return AutoConfig.for_model(known.pop("model_type"), **known)
     if (Path(source) / "config.json").is_file():
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     raise ValueError(
         f"{str(source)!r} is no folder with a config.json and not a known model: {sorted(KNOWN)}"
     )
@@ -115,13 +136,16 @@ def _from_config(config: Any, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
 
     names = getattr(config, "architectures", None) or []
     cls = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
+    if names and (cls is None or not cls.__name__.endswith(_KINDS)):
+        raise ValueError(
+            f"a plan makes the inputs of {', '.join(_KINDS)} alone, and the config is of "
+            f"{names[0]}. {IN_PYTHON}"
+        )
     config.use_cache = False
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        if cls is None or not any(n in cls.__name__ for n in ("LM", "Sequence", "Token", "QA")):
-            cls = transformers.AutoModelForCausalLM.from_config
-        model: nn.Module = cls(config)
+        model: nn.Module = (cls or transformers.AutoModelForCausalLM.from_config)(config)
     finally:
         torch.set_default_dtype(before)
     return model
@@ -160,6 +184,8 @@ def fake_batch(model: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
             "inputs={name: tensor}, the keyword arguments of a call that returns the loss"
         )
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and "roberta" in str(getattr(config, "model_type", "")):
+        positions -= (config.pad_token_id or 0) + 1  # they count from behind the padding's
     if positions is not None and length > positions:
         raise ValueError(f"length must be at most the model's {positions} positions, got {length}")
     ids = torch.zeros(batch, length, dtype=torch.int64)
@@ -167,4 +193,6 @@ def fake_batch(model: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
     labels = torch.zeros((batch,) if sequence else (batch, length), dtype=torch.int64)
     if sequence and getattr(config, "problem_type", None) is None:
         config.problem_type = "single_label_classification"
+    if sequence and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
     return {"input_ids": ids, "labels": labels}

@@ -288,7 +288,14 @@ def import_safetensors() -> Any:  # noqa: ANN401
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    with import_safetensors().safe_open(path, framework="pt") as file:
+    safetensors = import_safetensors()
+    try:
+        opened = safetensors.safe_open(path, framework="pt")
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"{str(path)!r} is no ledger's file, or damaged: {error}") from error
+    with opened as file:
         yield file
 
 

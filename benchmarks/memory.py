@@ -1,5 +1,6 @@
 """Peak memory of a piece of training, above what was there before."""
 
+import gc
 import json
 import os
 import tempfile
@@ -26,6 +27,7 @@ def peak_memory(run: Callable[[], None], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read once, when the profiler first starts
+    gc.collect()  # cycles of earlier models, released in between, would be taken off the sum
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     return max(_running_sum(profiler), default=0)

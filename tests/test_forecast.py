@@ -131,16 +131,17 @@ def test_largest_batch_fits_and_a_few_more_do_not() -> None:
         assert forecast.fits(forecast.needs[0]) is fits
 
 
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.stack(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).square().mean()
+
+
 def test_any_module_with_its_inputs() -> None:
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = tiny.stack(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x).square().mean()
-
-    model = Loss()
+    model = Squares()
     before = {n: p.clone() for n, p in model.named_parameters()}
     forecast = plan(model, inputs={"x": torch.randn(2, 5, tiny.INPUTS).double()}, lora_r=2)
     assert forecast.blocks == 4 and forecast.needs[0].saved > 0
@@ -188,15 +189,6 @@ def test_batch_and_length_are_those_of_the_inputs() -> None:
     x = torch.randn(3, 5, tiny.INPUTS).double()
     forecast = plan(Squares(), inputs={"x": x}, lora_r=2)
     assert "batch of 3" in str(forecast) and "tokens" not in str(forecast)
-
-
-class Squares(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = tiny.stack(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x).square().mean()
 
 
 @pytest.mark.parametrize("name", ["r", "lora_r", "card"])

@@ -171,14 +171,14 @@ def boundary(kappa: object, least: int = 1) -> Boundary:
             raise ValueError(f"kappa's knots {_too_short(least)}, got {kappa!r}")
         return Knots(knots)
     if callable(kappa) and not isinstance(kappa, type):
-        return Every(PerBooster("kappa", kappa, PositiveInteger("kappa", least)))
+        return Every(PerBooster("kappa", kappa, _Steps(least)))
     steps = integer(
         "kappa",
         kappa,
         "a positive integer, a callable of the booster's index, a sequence of knots, a policy such "
         "as LossPlateau, or None (one booster)",
     )
-    return Every(PerBooster("kappa", steps, PositiveInteger("kappa", least)))
+    return Every(PerBooster("kappa", steps, _Steps(least)))
 
 
 @dataclass(frozen=True)
@@ -280,11 +280,20 @@ class PositiveInteger:
     """Checks that a setting is a positive integer; a class, for functions do not pickle."""
 
     name: str
-    least: int = 1
 
     def __call__(self, value: int) -> int:
-        if (given := positive_integer(self.name, value)) < self.least:
-            raise ValueError(f"{self.name} {_too_short(self.least)}, got {value!r}")
+        return positive_integer(self.name, value)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Checks a κ: a positive integer, of the least that a booster must have."""
+
+    least: int
+
+    def __call__(self, value: int) -> int:
+        if (given := positive_integer("kappa", value)) < self.least:
+            raise ValueError(f"kappa {_too_short(self.least)}, got {value!r}")
         return given
 
 

@@ -288,12 +288,12 @@ def import_safetensors() -> Any:  # noqa: ANN401
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    safetensors = import_safetensors()
+    safetensors_torch = import_safetensors()
+    from safetensors import SafetensorError
+
     try:
-        opened = safetensors.safe_open(path, framework="pt")
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+        opened = safetensors_torch.safe_open(path, framework="pt")
+    except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is no ledger's file, or damaged: {error}") from error
     with opened as file:
         yield file

@@ -201,16 +201,13 @@ def check_untied(model: nn.Module, weights: Iterable[Weight]) -> None:
     Raises:
         ValueError: With its name and the other's.
     """
-    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            holders[id(parameter)].append((f"{name}.{attribute}", module))
+    holders = _holders(model)
     for weight in weights:
         held = holders[id(weight.parameter)]
         others = [name for name, module in held if all(m is not module for m in weight.modules)]
         if others:
             raise ValueError(
-                f"{weight.name} is tied to {others[0]}: a merge would change both. Leave it out "
+                f"{weight.name} is tied to {others[0]!r}: a merge would change both. Leave it out "
                 "with exclude_modules, untie them, or train no biases"
             )
 
@@ -258,11 +255,7 @@ def _matcher(names: Names, argument: str) -> Matches:
 
 def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) -> list[Target]:
     """Make a target of each distinct weight; one also held elsewhere is skipped or refused."""
-    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders[id(parameter)].append((name, module))
+    holders = _holders(model)
     targets, seen = [], set()
     for name, module in chosen.items():
         weight = module._parameters["weight"]
@@ -279,6 +272,16 @@ def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) ->
             )
         targets.append(_target(name, holders[id(weight)]))
     return targets
+
+
+def _holders(model: nn.Module) -> defaultdict[int, list[tuple[str, nn.Module]]]:
+    """Return the modules that hold each Parameter, with their names, by its identity."""
+    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders[id(parameter)].append((name, module))
+    return holders
 
 
 def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:

@@ -294,7 +294,8 @@ def test_products_of_a_pair_are_never_rounded() -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="the newer precision API"
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
+    reason="torch lacks the newer precision API",
 )
 def test_precision_may_be_set_the_new_way() -> None:
     y, x, A, B = (torch.randn(shape) for shape in ((6, 5), (6, 4), (1, 4), (5, 1)))

@@ -19,117 +19,39 @@ updates, ``cosine`` that of the angle between the two, and ``distance`` how far 
 float32 run's, in units of the float32 run's way.
 """
 
-import argparse
-import json
-import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from benchmarks.classification import Task
-from benchmarks.docstrings import docstring_task
-from benchmarks.precision_runs import KAPPA, Kept, Lab, Setting, kept
-from benchmarks.provenance import provenance, provenance_line
-from benchmarks.table import table
-from benchmarks.tasks import load_task
-from torch_xgb.lowrank import kaiming_bound
-from torch_xgb.merge import Merger
-from torch_xgb.targets import Weight
-
-POLICIES = ("nearest", "stochastic", "residual")
-Record = dict[str, Any]
-
-
-def synthetic(
-    policy: str, dtype: torch.dtype, lr: float, size: int = 1024, boosters: int = 50, seed: int = 0
-) -> Kept:
-    """Merge boosters of random signs into a random matrix with the library's own Merger."""
-    generator = torch.Generator().manual_seed(seed)
-    linear = nn.Linear(size, size, bias=False)
-    linear.weight.data.normal_(0, 0.02, generator=generator)
-    linear.to(dtype)
-    weight, merger = Weight("linear.weight", (linear,), "weight"), Merger(policy, seed)
-    before, true = linear.weight.detach().double(), torch.zeros(size, size, dtype=torch.float64)
-    for t in range(boosters):
-        A = (2 * torch.rand(1, size, generator=generator) - 1) * kaiming_bound(size)
-        B = torch.randn(size, 1, generator=generator).sign() * lr * KAPPA
-        merger.merge(weight, B, A, 1.0, t)
-        true.addmm_(B.double(), A.double())
-    return kept([linear.weight.detach().double() - before], [true])
-
-
-def synthetic_records(lrs: Iterable[float], size: int = 1024) -> list[Record]:
-    """Run every synthetic case."""
-    return [
-        {"dtype": name, "lr": lr, "policy": policy}
-        | vars(synthetic(policy, getattr(torch, name), lr, size))
-        for name in ("bfloat16", "float16")
-        for lr in lrs
-        for policy in POLICIES
-    ]
-
-
-def synthetic_table(records: Iterable[Record]) -> str:
-    """Lay out the synthetic cases, a row a dtype and rate."""
-    rows: defaultdict[str, list[str]] = defaultdict(list)
-    for r in records:
-        rows[f"{r['dtype']}, lr {r['lr']:g}"].append(f"{r['retained']:.3f} / {r['cosine']:.3f}")
-    return table(["retained / cosine", *POLICIES], [[name, *cells] for name, cells in rows.items()])
-
-
-def real_records(lab: Lab, lrs: Iterable[float], seeds: Iterable[int]) -> list[Record]:
-    """Run every real case."""
-    return [
-        {"lr": lr, "seed": seed, "run": name} | figures
-        for lr in lrs
-        for seed in seeds
-        for name, figures in lab.runs(lr, seed)
-    ]
-
-
-def real_table(records: Sequence[Record]) -> str:
-    """Lay out the real cases, means over the seeds."""
-    cases: defaultdict[tuple[float, str], list[Record]] = defaultdict(list)
-    for record in records:
-        cases[record["lr"], record["run"]].append(record)
-    head = ["lr", "weights", "final loss", "dev score", "seeds", "distance", "retained", "cosine"]
-    return table(head, [[f"{lr:g}", name, *_cells(runs)] for (lr, name), runs in cases.items()])
-
-
-def _cells(runs: Sequence[Record]) -> list[str]:
-    mean = {k: statistics.fmean(run[k] for run in runs) for k in runs[0] if k not in ("run", "lr")}
-    return [
-        f"{mean['loss']:.4f}",
-        f"{mean['score']:.4f}",
-        " ".join(f"{run['score']:.3f}" for run in runs),
-        *(f"{mean[key]:.3f}" for key in ("distance", "retained", "cosine")),
-    ]
-
-
-def load(name: str) -> Task:
-    """Load a task by its name."""
-    return load_task("TREC") if name == "trec" else docstring_task()
+from benchmarks.methods.precision import KAPPA
+from benchmarks.runs import command
+from benchmarks.runs.precision import Lab, Setting, real_records, synthetic_records
+from benchmarks.runs.provenance import provenance, provenance_line
+from benchmarks.subjects.tasks import SMALL, small_task
+from benchmarks.tables.precision import real_table, synthetic_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = _parser()
+    parser = command.parser("merge_precision", __doc__)
+    parser.add_argument("--part", choices=("both", "synthetic", "real"), default="both")
+    parser.add_argument("--task", choices=SMALL, default="docstrings")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 1e-3], help="peak rates")
+    parser.add_argument(
+        "--steps", type=int, default=Setting.steps, help="a multiple of 8 (default: 256)"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="how many seeds (default: 2)")
+    command.add_json(parser)
     options = parser.parse_args(argv)
     if options.steps % KAPPA:
         parser.error(f"--steps must be a multiple of {KAPPA}, got {options.steps}")
     parts = ("synthetic", "real") if options.part == "both" else (options.part,)
-    try:
-        task = load(options.task) if "real" in parts else None
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks.merge_precision: {error}")
+    with command.needed("merge_precision"):
+        task = small_task(options.task) if "real" in parts else None
     print(f"{provenance_line()}\n")
-    found: Record = provenance() | {"command": list(sys.argv[1:] if argv is None else argv)}
+    found: dict[str, Any] = provenance()
+    found |= {"command": list(sys.argv[1:] if argv is None else argv)}
     if "synthetic" in parts:
         found["synthetic"] = synthetic_records(options.lr)
         print(f"{synthetic_table(found['synthetic'])}\n", flush=True)
@@ -139,26 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found |= {"task": task.name, "setting": asdict(setting)}
         found["real"] = real_records(Lab(task, setting), options.lr, range(options.seeds))
         print(real_table(found["real"]))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.merge_precision",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--part", choices=("both", "synthetic", "real"), default="both")
-    parser.add_argument("--task", choices=("docstrings", "trec"), default="docstrings")
-    parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 1e-3], help="peak rates")
-    parser.add_argument(
-        "--steps", type=int, default=Setting.steps, help="a multiple of 8 (default: 256)"
-    )
-    parser.add_argument("--seeds", type=int, default=2, help="how many seeds (default: 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    return parser
+    command.write(options.json, found)
 
 
 if __name__ == "__main__":

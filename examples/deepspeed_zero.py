@@ -16,7 +16,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from torch.optim import AdamW
-from torch_xgb.integrations.deepspeed import boosted  # makes "BoostedLowRank" known
+from torch_xgb.integrations.deepspeed import boosted
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from torch_xgb import BoostedLowRankOptimizer, MergeReport

@@ -19,14 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 
-from benchmarks import minilm  # noqa: E402
-from benchmarks.classification import Task, make_task, read_jsonl  # noqa: E402
-from benchmarks.docstrings import docstring_task  # noqa: E402
-from benchmarks.finetune import Bench, Settings  # noqa: E402
-from benchmarks.hub import hub_task  # noqa: E402
-from benchmarks.methods import METHODS  # noqa: E402
-from benchmarks.search import best_rate, search, search_table  # noqa: E402
-from benchmarks.table import COSTS, table  # noqa: E402
+from benchmarks.methods.minilm import METHODS  # noqa: E402
+from benchmarks.runs.finetune import Bench, Settings  # noqa: E402
+from benchmarks.runs.search import best_rate, search  # noqa: E402
+from benchmarks.subjects import minilm  # noqa: E402
+from benchmarks.subjects.classification import Task, make_task, read_jsonl  # noqa: E402
+from benchmarks.subjects.docstrings import docstring_task  # noqa: E402
+from benchmarks.subjects.hub import hub_task  # noqa: E402
+from benchmarks.tables.finetune import COSTS, cost_cells, search_table  # noqa: E402
+from benchmarks.tables.table import table  # noqa: E402
 
 NOTE = (
     "Score: accuracy on dev. Every row trains the head (pooler, classifier: {head:,} parameters) "
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, method in METHODS.items():
         peak = bench.peak_memory(method, rates[name])
         outcome = bench.run(method, rates[name])
-        rows.append([name, f"{rates[name]:g}", f"{outcome.score:.3f}", *outcome.costs(peak)])
+        rows.append([name, f"{rates[name]:g}", f"{outcome.score:.3f}", *cost_cells(outcome, peak)])
     print(table(["method", "rate", "score", *COSTS], rows))
     print(NOTE.format(head=outcome.head))
 

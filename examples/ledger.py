@@ -22,11 +22,11 @@ from peft import PeftModel  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.optim import AdamW  # noqa: E402
 
-from benchmarks import minilm  # noqa: E402
-from benchmarks.classification import Encoded, Row, hold_out  # noqa: E402
-from benchmarks.docstrings import docstring_task  # noqa: E402
-from benchmarks.methods import ENCODER_LINEARS  # noqa: E402
-from benchmarks.table import table  # noqa: E402
+from benchmarks.methods.minilm import ENCODER_LINEARS  # noqa: E402
+from benchmarks.subjects import minilm  # noqa: E402
+from benchmarks.subjects.classification import Encoded, Row, hold_out  # noqa: E402
+from benchmarks.subjects.docstrings import docstring_task  # noqa: E402
+from benchmarks.tables.table import table  # noqa: E402
 from torch_xgb import BoostedLowRankOptimizer  # noqa: E402
 
 # peft 0.21 asks a model for this under a name that transformers 5 deprecates.

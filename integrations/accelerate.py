@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.places import is_dtensor
+from torch_xgb.dtensors import whole
+
+from .unwrapping import find_boosted
 
 __all__ = ["checkpoint"]
 
@@ -37,9 +39,11 @@ def checkpoint(accelerator: Accelerator, optimizer: Optimizer) -> None:
         TypeError: If there is no BoostedLowRankOptimizer in ``optimizer``.
         RuntimeError: If the accelerator has not prepared it.
     """
-    own = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(own, BoostedLowRankOptimizer):
-        raise TypeError(f"optimizer must be a BoostedLowRankOptimizer, got {type(own).__name__}")
+    own = find_boosted(optimizer)
+    if own is None:
+        raise TypeError(
+            f"optimizer must be a BoostedLowRankOptimizer, got {type(optimizer).__name__}"
+        )
     prepared = [o for o in accelerator._optimizers if getattr(o, "optimizer", None) is own]
     if not prepared:
         raise RuntimeError("call accelerator.prepare(model, optimizer, …) before checkpoint()")
@@ -67,9 +71,8 @@ class _Whole:
 
 
 def _gathered(state: Any) -> Any:  # noqa: ANN401
-    if is_dtensor(state):
-        whole: Tensor = state.full_tensor()
-        return whole
+    if isinstance(state, Tensor):
+        return whole(state)
     if isinstance(state, dict):
         return {key: _gathered(value) for key, value in state.items()}
     return [_gathered(value) for value in state] if isinstance(state, list) else state

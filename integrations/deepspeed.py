@@ -23,10 +23,11 @@ from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
 from torch_xgb import BoostedLowRankOptimizer
 
-from .zero_client import Client
-from .zero_json import NAME, from_json
-from .zero_limits import refuse
-from .zero_places import Partition
+from .unwrapping import find_boosted
+from .zero.client import Client
+from .zero.configuration import NAME, from_json
+from .zero.limits import refuse
+from .zero.partition import Partition
 
 __all__ = ["Partition", "boosted"]
 
@@ -37,10 +38,7 @@ def boosted(engine: object) -> BoostedLowRankOptimizer:
     Raises:
         TypeError: If there is none.
     """
-    found: Any = getattr(engine, "optimizer", engine)
-    while found is not None and not isinstance(found, BoostedLowRankOptimizer):
-        found = getattr(found, "optimizer", None)
-    if found is None:
+    if (found := find_boosted(engine)) is None:
         raise TypeError(f"{type(engine).__name__} does not train with a BoostedLowRankOptimizer")
     return found
 
@@ -57,7 +55,7 @@ def _is_supported_optimizer(original: Callable[..., Any], engine: Any, name: str
 def _configure_distributed_model(original: Callable[..., Any], engine: Any, model: Any) -> None:  # noqa: ANN401
     """Before the model is cast, moved and listed, the factors leave it."""
     if isinstance(engine.client_optimizer, BoostedLowRankOptimizer):
-        engine.client_optimizer._booster.set_apart()
+        engine.client_optimizer.boosting.set_apart()
     original(engine, model)
 
 
@@ -115,7 +113,7 @@ def _save_checkpoint(original: Callable[..., Any], engine: Any, *args: Any, **kw
         return original(engine, *args, **kw)
     client.hold_state()
     try:
-        with client.optimizer._pending.folded_in():
+        with client.optimizer.boosting.folded_in():
             return original(engine, *args, **kw)
     finally:
         client.release_state()
@@ -131,7 +129,7 @@ def _zero3_consolidated_16bit_state_dict(
     client = _client(engine)
     if client is None:
         return original(engine, *args, **kw)
-    with client.optimizer._pending.folded_in():
+    with client.optimizer.boosting.folded_in():
         return original(engine, *args, **kw)
 
 

@@ -28,6 +28,8 @@ from transformers import (
 
 from torch_xgb import BoostedLowRankOptimizer, MergeReport
 
+from .unwrapping import find_boosted
+
 __all__ = ["BoostedFactory", "BoostingCallback", "spare_input_gradients"]
 
 
@@ -220,14 +222,10 @@ class BoostingCallback(TrainerCallback):
 
 
 def _boosted(optimizer: object) -> BoostedLowRankOptimizer:
-    """Return our optimizer, out of whatever the Trainer wrapped it in."""
-    while not isinstance(optimizer, BoostedLowRankOptimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise RuntimeError(
-                f"the Trainer trains with {type(optimizer).__name__}, not with a "
-                "BoostedLowRankOptimizer: optimizers=(…) is not honoured by every backend; pass "
-                "optimizer_cls_and_kwargs=(BoostedFactory, {…}) instead"
-            )
-        optimizer = inner
-    return optimizer
+    if (found := find_boosted(optimizer)) is None:
+        raise RuntimeError(
+            f"the Trainer trains with {type(optimizer).__name__}, not with a "
+            "BoostedLowRankOptimizer: optimizers=(…) is not honoured by every backend; pass "
+            "optimizer_cls_and_kwargs=(BoostedFactory, {…}) instead"
+        )
+    return found

@@ -2,21 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from torch_xgb.chain import Chain
 from torch_xgb.forms import Form, Update, form
-from torch_xgb.heads import select_saved
-from torch_xgb.ledger import Chain
+from torch_xgb.layers import Layer, Target
 from torch_xgb.lowrank import frobenius_norms
 from torch_xgb.merge import Merger
-from torch_xgb.record import BoosterRecord, ChainHeader, WeightFacts, originals
+from torch_xgb.pair import Pair
+from torch_xgb.records import BoosterRecord, ChainHeader, WeightFacts
 from torch_xgb.report import MergeReport
-from torch_xgb.targets import Layer, Target, Weight, select_layers
+from torch_xgb.selection import select
+from torch_xgb.settings import Settings
+from torch_xgb.weight import Weight
+from torch_xgb.writer import Writer, writer
 
 Weights = dict[str, Tensor]
 
@@ -83,31 +86,33 @@ class Run:
     after: dict[int, Weights] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        saved = select_saved(self.model, None)
-        self.layers: list[Layer] = select_layers(self.model, "all-linear", None, saved.values())
-        self.form: Form = form(self.adapter, self.bias)
-        self.saved = {
-            f"{name}.{inner}": p for name, m in saved.items() for inner, p in m.named_parameters()
-        }
-        header = ChainHeader.of(
-            self.model,
-            self.layers,
-            self.form,
-            saved,
+        settings = Settings(
             adapter=self.adapter,
-            precision=self.precision,
+            bias=self.bias,
+            merge_precision=self.precision,
             seed=self.seed,
+            record=self.record,
         )
-        self.chain = Chain.create(self.record, header, partial(originals, self.model, header))
+        self.selection = select(self.model, settings)
+        self.layers: list[Layer] = self.selection.layers
+        self.form: Form = form(self.adapter, self.bias)
+        self.saved = self.selection.named
+        found = writer(self.model, settings, self.selection, self.form)
+        assert found is not None
+        self.writer: Writer = found
         self.merger = Merger(self.precision, self.seed)
         self.after[-1] = weights_of(self.model)
+
+    @property
+    def chain(self) -> Chain:
+        return self.writer.chain
 
     @torch.no_grad()
     def boost(self, count: int = 1, observe: Callable[[int], None] = lambda t: None) -> None:
         """Merge and record more boosters, each of one layer."""
         for t in range(len(self.chain), len(self.chain) + count):
             generator = torch.Generator().manual_seed(100 * self.seed + t)
-            self.chain.check_next(t)
+            self.writer.check_next(t)
             for parameter in self.saved.values():
                 parameter += 0.01 * _normal(parameter.shape, generator).to(parameter.dtype)
             layer, r = self.layers[t % len(self.layers)], self.ranks[t % len(self.ranks)]
@@ -115,7 +120,7 @@ class Run:
             norms = frobenius_norms([pairs[0][1] for pairs in updates.values()]).tolist()
             report = MergeReport(t, (layer.name,), 8, r, dict(zip(updates, norms, strict=True)), {})
             merged = [pair for pairs in updates.values() for pair in pairs]
-            self.chain.append(BoosterRecord.of(report, merged, self.saved))
+            self.writer.append(BoosterRecord.of(report, merged, self.saved))
             for weight, (left, right, scale) in merged:
                 self.merger.merge(weight, left, right, scale, t)
             self.after[t] = weights_of(self.model)
@@ -126,8 +131,9 @@ class Run:
     ) -> list[tuple[Weight, Update]]:
         # As in a run: Parameters of the highest rank, of which a booster uses a corner.
         most = max(self.ranks)
-        factors = [self.size * _normal(shape, generator) for shape in self.form.sizes(target, most)]
-        narrow = self.form.narrow(factors, r)
+        shapes = [shape for shape in self.form.shapes(target, most) if shape is not None]
+        pair = Pair(*(self.size * _normal(shape, generator) for shape in shapes))
+        narrow = self.form.narrow(pair, r)
         return [
             (weight, self.form.update(weight, narrow, 0.7)) for weight in self.form.weights(target)
         ]
@@ -159,9 +165,7 @@ def synthetic_header(size: int = 64) -> tuple[ChainHeader, Callable[[], Weights]
     """The header and the original weights of a chain of synthetic boosters."""
     facts = WeightFacts((size, size), "float32", False, ("layer.0",))
     header = ChainHeader(
-        "lora",
-        "nearest",
-        0,
+        {"adapter": "lora", "merge_precision": "nearest", "seed": 0},
         {"layer.0.weight": facts},
         {"layer.0": "layer.0"},
         {"head.weight": (4, size)},

@@ -10,31 +10,28 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from benchmarks import (
-    ablation,
-    bases,
-    causal,
-    dynamics,
-    efficiency,
-    glue,
-    metrics,
-    minilm,
-    report,
-    sweep,
-    tasks,
-    theory,
-)
-from benchmarks.choices import IGNORED, Prompts, Question, read_questions, score
-from benchmarks.classification import Encoded, Row, hold_out, make_task, read_jsonl
-from benchmarks.docstrings import CHAPTERS, docstring_task
-from benchmarks.finetune import Bench, Settings
-from benchmarks.hub import hub_task
-from benchmarks.journal import Journal
-from benchmarks.memory import peak_memory
-from benchmarks.methods import METHODS, compared
-from benchmarks.search import best_rate, search_table
-from benchmarks.table import table
-from benchmarks.targets import Target, slope, trace_norm_gap
+from benchmarks import causal
+from benchmarks.measures import metrics
+from benchmarks.measures.efficiency import measure
+from benchmarks.measures.memory import peak_memory
+from benchmarks.methods import ablation, bases, dynamics
+from benchmarks.methods.minilm import METHODS, compared
+from benchmarks.runs import glue, sweep
+from benchmarks.runs.finetune import Bench, Settings
+from benchmarks.runs.journal import Journal
+from benchmarks.runs.search import best_rate
+from benchmarks.runs.theory import Training
+from benchmarks.subjects import minilm, tasks
+from benchmarks.subjects.choices import IGNORED, Prompts, Question, read_questions, score
+from benchmarks.subjects.classification import Encoded, Row, hold_out, make_task, read_jsonl
+from benchmarks.subjects.docstrings import CHAPTERS, docstring_task
+from benchmarks.subjects.hub import hub_task
+from benchmarks.subjects.targets import Target, slope, trace_norm_gap
+from benchmarks.tables import report
+from benchmarks.tables.dynamics import dynamics_table
+from benchmarks.tables.finetune import search_table
+from benchmarks.tables.glue import rate_table, score_table
+from benchmarks.tables.table import table
 from torch_xgb import BoostedLowRankOptimizer
 
 
@@ -297,9 +294,9 @@ def test_metrics_are_what_glue_means_by_them() -> None:
 
 
 def test_intervals_are_students() -> None:
-    mean, half = sweep.interval([1.0, 2.0, 3.0])
+    mean, half = metrics.interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
-    assert sweep.interval([1.0])[1] == float("inf")
+    assert metrics.interval([1.0])[1] == float("inf")
 
 
 # Tasks and sweeps
@@ -344,16 +341,16 @@ def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
     size = glue.Size(("CB",), ("head only",), steps=1, seeds=2, searched=("CB",))
     sweep._bench.cache_clear()
     journal = Journal(data / "runs.jsonl")
-    assert "–" in glue.score_table(size, journal)
+    assert "–" in score_table(size, journal)
     glue.run(size, journal)
     assert len(journal) == 3 + 2
     text = (data / "runs.jsonl").read_text()
     glue.run(size, Journal(data / "runs.jsonl"))
     assert (data / "runs.jsonl").read_text() == text  # nothing was run again
-    assert "±" in glue.score_table(size, journal)
+    assert "±" in score_table(size, journal)
     own = replace(size, searched=())  # CB's own rows again
     assert glue.used(own, journal) == glue.used(size, journal) == list(journal)
-    assert glue.rate_table(own, journal) == glue.rate_table(size, journal)
+    assert rate_table(own, journal) == rate_table(size, journal)
     sweep._bench.cache_clear()
 
 
@@ -511,8 +508,8 @@ def test_the_gap_is_zero_at_the_optimum_of_the_ball() -> None:
 
 def test_boosters_go_through_the_floor_where_lora_stops() -> None:
     target = Target(size=12, rank=8)
-    boosted = theory.Training(target, 1, 16, 160).errors()
-    lora = theory.Training(target, 1, None, 800).errors()
+    boosted = Training(target, 1, 16, 160).errors()
+    lora = Training(target, 1, None, 800).errors()
     assert boosted[-1] < target.floor(1) / 2
     assert lora[-1] == pytest.approx(target.floor(1), rel=1e-3)
 
@@ -612,16 +609,16 @@ def test_the_recorded_tables_are_those_of_the_page() -> None:
 def test_a_variant_shows_its_rate_of_least_loss(tmp_path: Path) -> None:
     method = dynamics.variants()["A = uᵀG"]
     journal = Journal(tmp_path / "runs.jsonl")
-    for run in dynamics.runs("TREC", method, 300, 2):
+    for run in sweep.at_every_rate("TREC", method, 300, 2):
         result = {"score": 0.9, "loss": 1.0, "dev_loss": run.lr, "step_ms": 1.0}
         journal.once(run.key, lambda result=result: result)
-    assert {r["key"]["lr"] for r in dynamics.best("TREC", method, 300, 2, journal)} == {2e-3}
-    text = dynamics.dynamics_table(("TREC",), 300, 2, journal)
+    assert {r["key"]["lr"] for r in sweep.best("TREC", method, 300, 2, journal)} == {2e-3}
+    text = dynamics_table(("TREC",), 300, 2, journal)
     assert "A = uᵀG " in text and "A kept" not in text and "90.0 ± 0.0" in text
 
 
 @needs_model
 def test_costs_count_what_is_trained() -> None:
-    found = efficiency.measure(METHODS["XGBLoRA r=1"])
+    found = measure(METHODS["XGBLoRA r=1"])
     assert found["total"] > found["trainable"] > found["head"] > 0
     assert found["peak"] > 0 and found["flops"] > 0

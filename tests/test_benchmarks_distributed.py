@@ -1,5 +1,6 @@
 """The benchmark of routes: what it measures of one, and that it skips what is not installed."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_the_routes_are_compared_with_one_process(
 def test_a_route_that_lacks_its_framework_is_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(distributed, "run", lambda *args: {})
     distributed.main(["--route", "DeepSpeed stage 3"])
     assert "skipped DeepSpeed stage 3: deepspeed is not installed" in capsys.readouterr().out

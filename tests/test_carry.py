@@ -13,7 +13,7 @@ from torch.optim import SGD, Adagrad, AdamW, Optimizer
 from family_reference import forward
 from tiny import KINDS, as_matrices, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.samplers import stream
+from torch_xgb.streams import stream
 from training import train
 
 FORMS: list[dict[str, Any]] = [{}, {"bias": "targets"}, {"adapter": "direft"}]
@@ -49,20 +49,22 @@ def reference(
     bases: dict[str, Optimizer] = {}
     losses = []
     active: list[str] = []
+    draws = optimizer.boosting.course._draws
     for step, (x, y) in enumerate(batches(steps)):
         if step % 3 == 0:
             t = step // 3
             for name in active:
                 W[f"{name}.weight"] += (pairs[name][1] @ pairs[name][0]).detach()
-            drawn = {optimizer._booster.layers[i].name for i in optimizer._plan.booster(t).layers}
+            layers = draws.booster(t).layers
+            drawn = {optimizer.boosting.selection.layers[i].name for i in layers}
             active = [name for name, layer in optimizer.targets.items() if layer in drawn]
-            fresh = copy.deepcopy(optimizer._booster)
-            fresh.bind(optimizer._plan.booster(t).layers, 1, 1.0)
+            fresh = copy.deepcopy(optimizer.boosting._booster)
+            fresh.bind(layers, 1, 1.0)
             fresh.reset(stream(0, t, "factors"))
             for adapter in fresh.active:
                 name = adapter.target.name
                 if name not in pairs:
-                    pairs[name] = [f.detach().clone().requires_grad_() for f in adapter.factors]
+                    pairs[name] = [f.detach().clone().requires_grad_() for f in adapter.pair]
                     bases[name] = AdamW(pairs[name], lr=0.03)
                     continue
                 with torch.no_grad():
@@ -157,7 +159,7 @@ def test_low_precision_weights_lose_nothing_on_the_way() -> None:
                 B.grad = torch.randn(B.shape, generator=generator) * 0.1
             optimizer.step()
         optimizer.finalize()
-        residuals = optimizer._merger.residuals
+        residuals = optimizer.boosting._merger.residuals
         deltas.append(
             {
                 name: (model.get_parameter(name).float() + residuals.get(name, 0) - before[name])

@@ -12,9 +12,9 @@ from torch.optim import AdamW
 from transformers import DynamicCache
 
 from anatomy import anatomy, same
-from benchmarks.contenders import boosted as contender
-from benchmarks.cost import Size
-from benchmarks.memory import peak_memory
+from benchmarks.measures.memory import peak_memory
+from benchmarks.methods.contenders import boosted as contender
+from benchmarks.subjects.llama import Size
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.footprint import Footprint, footprint

@@ -15,9 +15,12 @@ from torch import nn
 from torch.optim import AdamW
 
 import tiny
-from benchmarks import cost
-from benchmarks.allocations import METHODS, allocations
-from benchmarks.cost import Cost, Size
+from benchmarks import cost as command
+from benchmarks.measures import cost
+from benchmarks.measures.allocations import METHODS, allocations
+from benchmarks.measures.cost import Cost
+from benchmarks.measures.flops import count_flops
+from benchmarks.subjects.llama import Size
 from torch_xgb import BoostedLowRankOptimizer
 
 DRAWN = 4
@@ -95,7 +98,7 @@ def test_frozen_forward_saves_nothing(counted: Counted) -> None:
 
 def test_counter_sees_what_torchs_own_does_not() -> None:
     y, a, b = torch.zeros(5, 7), torch.zeros(5, 2), torch.zeros(2, 7)
-    assert cost.count_flops(lambda: y.addmm_(a, b)) == {"aten.addmm_": 2 * 5 * 2 * 7}
+    assert count_flops(lambda: y.addmm_(a, b)) == {"aten.addmm_": 2 * 5 * 2 * 7}
     eager = Size(**{**vars(TINY), "attention": "eager"})
     forward = [cost.cost(size.model(), size.ids(), backward=False) for size in (TINY, eager)]
     assert forward[0].attention == forward[1].attention > 0
@@ -145,8 +148,8 @@ def test_undrawn_modules_carry_no_forward_hook() -> None:
 def test_command_prints_every_row_and_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cost, "Size", lambda attention: TINY)
-    cost.main(["--drawn", "1", "--draws", "20", "--json", str(tmp_path / "a" / "cost.json")])
+    monkeypatch.setattr(command, "Size", lambda attention: TINY)
+    command.main(["--drawn", "1", "--draws", "20", "--json", str(tmp_path / "a" / "cost.json")])
     written = json.loads((tmp_path / "a" / "cost.json").read_text())
     printed = capsys.readouterr().out
     assert {"torch_xgb r=1, window", "PEFT LoRA r=8"} < written["rows"].keys()

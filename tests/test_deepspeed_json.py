@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
-from torch_xgb.integrations.zero_client import Client
-from torch_xgb.integrations.zero_json import NAME, from_json
-from torch_xgb.integrations.zero_limits import refuse
+from torch_xgb.integrations.zero.client import Client
+from torch_xgb.integrations.zero.configuration import NAME, from_json
+from torch_xgb.integrations.zero.limits import refuse
 
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer
@@ -169,20 +169,20 @@ def test_overflow_of_the_factors_alone_is_seen_and_does_not_count(one_process: N
     fp16 = engine(model, fp16_enabled=True, zero_optimization=True, gradient_clipping=1.0)
     client = Client(optimizer, fp16)
     scaled_backward(model, 4.0)
-    optimizer._booster.lent[0].grad.fill_(float("inf"))
-    before = [factor.detach().clone() for factor in optimizer._booster.factors]
+    optimizer.boosting.lent[0].grad.fill_(float("inf"))
+    before = [factor.detach().clone() for factor in optimizer.boosting.factors]
     client.begin()
     assert client.overflowed  # what makes DeepSpeed skip the step and lower the scale
     client.end(applied=False)
     assert optimizer.booster_step == 0
-    assert all(map(torch.equal, before, optimizer._booster.factors))
-    assert all(factor.grad is None for factor in optimizer._booster.factors)
+    assert all(map(torch.equal, before, optimizer.boosting.factors))
+    assert all(factor.grad is None for factor in optimizer.boosting.factors)
 
     scaled_backward(model, 4.0)
-    expected = optimizer._booster.lent[1].grad / 4
+    expected = optimizer.boosting.lent[1].grad / 4
     client.begin()
     assert not client.overflowed
-    assert torch.equal(optimizer._booster.lent[1].grad, expected)
+    assert torch.equal(optimizer.boosting.lent[1].grad, expected)
     assert fp16.optimizer.clip_grad == 0
     client.step()
     client.end(applied=True)

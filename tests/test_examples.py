@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from benchmarks import minilm
-from benchmarks.methods import METHODS
+from benchmarks.methods.minilm import METHODS
+from benchmarks.subjects import minilm
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "finetune_classifier.py"

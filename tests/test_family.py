@@ -17,9 +17,9 @@ from torch.optim import SGD, Adagrad, AdamW
 from family_reference import Link, chain
 from tiny import KINDS, Stack, as_matrices, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
-from torch_xgb.knots import mean_over_ranks
+from torch_xgb.boundaries import Progress
+from torch_xgb.processes import everyone, mean
 from torch_xgb.samplers import least_used
-from torch_xgb.schedule import Progress
 
 STEPS = 9
 
@@ -385,7 +385,7 @@ def decide(rank: int, world: int, folder: str) -> None:
     )
     policy, ends = plateau(max_steps=None), []
     for step in range(1, 13):
-        policy.observe(mean_over_ranks(torch.tensor(1.0 + step * (1 if rank else -1))))
+        policy.observe(mean(torch.tensor(1.0 + step * (1 if rank else -1)), everyone()))
         ends.append(policy.ends(step))
     torch.save(ends, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()

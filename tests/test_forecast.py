@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import tiny
-from benchmarks import cost
-from benchmarks.memory import peak_memory
+from benchmarks.measures import cost
+from benchmarks.measures.memory import peak_memory
 from torch_xgb import BoostedLowRankOptimizer, plan
 from torch_xgb.__main__ import main
 from torch_xgb.shapes import fake_model
@@ -213,7 +213,7 @@ def test_a_residual_that_is_asked_for_is_kept_of_float32_too() -> None:
     ids = torch.randint(512, (2, 8))
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
-    kept = sum(E.numel() * E.element_size() for E in optimizer._merger.residuals.values())
+    kept = sum(E.numel() * E.element_size() for E in optimizer.boosting._merger.residuals.values())
     planned = plan(config(2), length=8, dtype=torch.float32, merge_precision="residual")
     assert planned.needs[0].residual == kept > 0
 

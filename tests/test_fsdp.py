@@ -70,9 +70,9 @@ def _train(settings: dict[str, Any], how: str) -> dict[str, Any]:
     model, optimizer = build(settings, how, torch.float64)
     losses, norms = train(model, optimizer, batches(10))
     middle = {name: full(value) for name, value in model.state_dict().items()}
-    averager = optimizer._sharing.averager
+    averager = optimizer.boosting._sharding.averager
     sent = 0 if averager is None else averager.bytes
-    factors = sum(f.numel() * f.element_size() for f in optimizer._booster.lent)
+    factors = sum(f.numel() * f.element_size() for f in optimizer.boosting.lent)
     final = {name: full(p) for name, p in optimizer.finalize().named_parameters()}
     assert distributed.get_world_size() == 1 or how == "whole" or sent <= 1.01 * 10 * factors
     return {"losses": losses, "norms": norms, "middle": middle, "final": final}

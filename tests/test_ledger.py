@@ -24,8 +24,11 @@ from recording import (
     weights_of,
 )
 from torch_xgb import BoostedLowRankOptimizer, MergeReport
-from torch_xgb.ledger import Chain
-from torch_xgb.record import BoosterRecord
+from torch_xgb.archive import Archive
+from torch_xgb.chain import Chain
+from torch_xgb.records import BoosterRecord
+from torch_xgb.settings import Settings
+from torch_xgb.writer import Writer, writer
 
 ROOT = Path(__file__).resolve().parents[1]
 BF16 = torch.bfloat16
@@ -132,14 +135,14 @@ def test_load_explains_what_is_no_ledger(tmp_path: Path) -> None:
 def test_record_is_true_or_a_path(record: object) -> None:
     header, base = synthetic_header()
     with pytest.raises(TypeError, match="None, True or a path"):
-        Chain.create(record, header, base)  # type: ignore[arg-type]
+        Writer.open(record, header, base)  # type: ignore[arg-type]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     header, base = synthetic_header()
     with pytest.raises(ValueError, match="is a file"):
-        Chain.create(tmp_path / "file", header, base)
+        Writer.open(tmp_path / "file", header, base)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -149,9 +152,9 @@ def test_without_safetensors_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     header, base = synthetic_header()
     with pytest.raises(ImportError, match=r"torch-xgb\[ledger\]"):
-        Chain.create(tmp_path / "run", header, base)
+        Writer.open(tmp_path / "run", header, base)
     assert not (tmp_path / "run").exists()
-    Chain.create(True, header, base).check_next(0)
+    Writer.open(True, header, base).check_next(0)
 
 
 # Runs that end, and runs that go on
@@ -161,15 +164,15 @@ def test_a_fresh_run_on_an_old_folder_is_refused(tmp_path: Path) -> None:
     Run(bert(), tmp_path / "run").boost(2)
     again = Run(bert(), tmp_path / "run")
     with pytest.raises(RuntimeError, match="holds 2 boosters.*choose another path"):
-        again.chain.check_next(0)
+        again.writer.check_next(0)
     with pytest.raises(RuntimeError, match="holds 2 boosters"):
-        again.chain.append(synthetic(0))
+        again.writer.append(synthetic(0))
     assert len(Chain.load(tmp_path / "run")) == 2
 
 
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     Run(bert(), tmp_path / "run").boost(2)
-    with pytest.raises(ValueError, match=r"differs in precision, seed"):
+    with pytest.raises(ValueError, match=r"differs in merge_precision, seed"):
         Run(bert(), tmp_path / "run", precision="nearest", seed=1)
     with pytest.raises(ValueError, match=r"differs in weights"):
         Run(gpt2(), tmp_path / "run")
@@ -190,10 +193,10 @@ def test_a_resumed_run_drops_the_boosters_after_its_checkpoint(tmp_path: Path, p
     run.chain.score(3, 0.9)
     resumed = Run(bert(BF16), where(place, tmp_path), ranks=(2,))
     if place == "memory":
-        resumed.chain = run.chain
+        resumed.writer = run.writer
     resumed.model.load_state_dict(checkpoint, strict=False)
     resumed.merger.residuals = residuals
-    resumed.chain.truncate(3)
+    resumed.writer.truncate(3)
     assert (len(resumed.chain), dict(resumed.chain.scores)) == (3, {1: 0.5})
     resumed.boost(2)
     assert all(map(same_record, resumed.chain, whole.chain))
@@ -207,27 +210,27 @@ def test_a_ledger_that_lost_boosters_is_refused(tmp_path: Path) -> None:
     run.boost(2)
     for wrong in (3, -1):
         with pytest.raises(RuntimeError, match="the ledger holds 2"):
-            run.chain.truncate(wrong)
+            run.writer.truncate(wrong)
     fresh = Run(bert(), tmp_path / "other")
     with pytest.raises(RuntimeError, match="resumed at booster 2 and the ledger holds 0"):
-        fresh.chain.truncate(2)
+        fresh.writer.truncate(2)
     with pytest.raises(RuntimeError, match="at booster 2.*ends with its process"):
-        fresh.chain.check_next(2)
+        fresh.writer.check_next(2)
 
 
 def test_a_run_that_ended_in_its_first_booster_is_begun_anew_or_resumed(tmp_path: Path) -> None:
     first = Run(bert(), tmp_path / "run")
-    first.chain.check_next(0)
+    first.writer.check_next(0)
     other = Run(bert(seed=1), tmp_path / "run")  # a new run, with other weights
     other.boost(1)
     assert same(weights_of(other.chain.rollback(other.model, -1)), other.after[-1])
 
     first = Run(bert(), tmp_path / "second")
-    first.chain.check_next(0)
+    first.writer.check_next(0)
     resumed = Run(bert(), tmp_path / "second")
     with torch.no_grad():  # trained since
         resumed.saved["classifier.bias"].add_(1)
-    resumed.chain.truncate(0)
+    resumed.writer.truncate(0)
     resumed.boost(1)
     assert same(weights_of(resumed.chain.rollback(resumed.model, -1)), first.after[-1])
 
@@ -239,12 +242,12 @@ def test_a_ledger_of_another_run_is_not_cut_for_a_checkpoint(tmp_path: Path) -> 
     other.boost(4)
     assert run.chain.run and run.chain.run == Chain.load(tmp_path / "run").run
     with pytest.raises(RuntimeError, match="not the one of the checkpoint"):
-        other.chain.truncate(2, run.chain.run)
+        other.writer.truncate(2, run.chain.run)
     assert len(Chain.load(tmp_path / "other")) == 4
     with pytest.raises(RuntimeError, match="not the one of the checkpoint"):
-        Run(bert(), tmp_path / "third").chain.truncate(0, run.chain.run)
+        Run(bert(), tmp_path / "third").writer.truncate(0, run.chain.run)
     again = Run(bert(), tmp_path / "run")
-    again.chain.truncate(1, run.chain.run)
+    again.writer.truncate(1, run.chain.run)
     assert (len(again.chain), again.chain.run) == (1, run.chain.run)
 
 
@@ -288,17 +291,19 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from recording import synthetic, synthetic_header
-from torch_xgb.ledger import Chain
+from torch_xgb.chain import Chain
+from torch_xgb.writer import Writer
 
 folder, kills, dice = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
 torch.set_num_threads(1)
 header, base = synthetic_header()
 
 def write(pipe):
-    chain = Chain.create(folder, header, base)
-    chain.truncate(len(chain))
+    writer = Writer.open(folder, header, base)
+    chain = writer.chain
+    writer.truncate(len(chain))
     while True:
-        chain.append(synthetic(len(chain)))
+        writer.append(synthetic(len(chain)))
         chain.score(len(chain) - 1, float(len(chain)))
         os.write(pipe, b"x")
 
@@ -385,8 +390,8 @@ def test_wrong_scores_are_refused() -> None:
         run.chain.score(0.0, 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="finite"):
         run.chain.score(0, float("nan"))
-    for rounds in (0, True, 1.5):
-        with pytest.raises(ValueError, match="early_stopping_rounds"):
+    for rounds, error in ((0, ValueError), (True, TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match="early_stopping_rounds"):
             run.chain.should_stop(rounds)  # type: ignore[arg-type]
 
 
@@ -452,7 +457,7 @@ def test_an_attached_optimizer_is_finalized_first() -> None:
     run.boost(2)
     optimizer = BoostedLowRankOptimizer(AdamW, run.model, lr=1e-3)
     for call in (run.chain.apply, lambda model: run.chain.rollback(model, 0)):
-        with pytest.raises(RuntimeError, match=r"finalize\(\) first"):
+        with pytest.raises(RuntimeError, match=r"call finalize\(\)"):
             call(run.model)
     run.chain.rollback(optimizer.finalize(), 0)
     assert same(weights_of(run.model), run.after[0])
@@ -566,8 +571,9 @@ def test_a_packed_chain_cannot_grow(tmp_path: Path) -> None:
     run.boost(2)
     run.chain.save(tmp_path / "chain.safetensors")
     packed = Chain.load(tmp_path / "chain.safetensors")
+    growing = Writer(Archive.at(tmp_path / "chain.safetensors"), dict)
     with pytest.raises(RuntimeError, match="cannot grow"):
-        packed.append(run.chain[1].__class__(**{**vars(run.chain[1]), "booster_index": 2}))
+        growing.append(run.chain[1].__class__(**{**vars(run.chain[1]), "booster_index": 2}))
     packed.score(1, 2.0)
     assert packed.best == 1
 
@@ -824,7 +830,7 @@ def test_an_optimizer_with_a_ledger_travels_by_pickle(tmp_path: Path, place: str
 def test_two_writers_do_not_overwrite_each_other(tmp_path: Path) -> None:
     run = Run(bert(), tmp_path / "run")
     run.boost(1)
-    copy = pickle.loads(pickle.dumps(run.chain))
+    copy = pickle.loads(pickle.dumps(run.writer))
     run.boost(1)
     with pytest.raises(RuntimeError, match="written by another process"):
         copy.append(BoosterRecord.of(MergeReport(1, (), 1, 1, {}, {}), [], {}))
@@ -847,7 +853,7 @@ def test_of_several_processes_the_first_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr("torch_xgb.optimizer.agree", lambda *_: None)
+    monkeypatch.setattr("torch_xgb.boosting.agree", lambda *_: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     assert boosted(bert(), tmp_path / "run").chain is None
     assert boosted(bert(), True).chain is not None
@@ -857,15 +863,12 @@ def test_of_several_processes_the_first_writes(
 
 
 def test_sharded_weights_are_refused(tmp_path: Path) -> None:
-    from torch_xgb.recorder import recorder
-
     run = Run(bert())
     weight = run.layers[0].targets[0].modules[0].weight
     weight.data = torch.empty(0)  # what ZeRO-3 leaves of a weight
-    settings = {"adapter": "lora", "precision": "auto", "seed": 0}
     with pytest.raises(ValueError, match="sharded over processes"):
-        recorder(tmp_path / "run", run.model, run.layers, run.form, {}, **settings)
-    assert recorder(None, run.model, run.layers, run.form, {}, **settings) is None
+        writer(run.model, Settings(record=tmp_path / "run"), run.selection, run.form)
+    assert writer(run.model, Settings(), run.selection, run.form) is None
     assert not (tmp_path / "run").exists()
 
 

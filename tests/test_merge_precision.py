@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import merge_precision, minilm, precision_runs
-from benchmarks.classification import Row, make_task
-from benchmarks.merge_precision import POLICIES, synthetic
-from benchmarks.precision_runs import FLOAT32, ROUNDED, VARIANTS, Lab, Setting, kept
+from benchmarks import merge_precision
+from benchmarks.measures.kept import kept
+from benchmarks.methods.precision import FLOAT32, POLICIES, ROUNDED, VARIANTS, build
+from benchmarks.runs.precision import Lab, Setting, synthetic, synthetic_records
+from benchmarks.subjects import minilm
+from benchmarks.subjects.classification import Row, make_task
 
 
 def model_missing() -> bool:
@@ -43,7 +45,7 @@ def test_variants_differ_in_how_weights_are_held_alone() -> None:
     rows = [Row(f"row {i}", None, i % 2) for i in range(8)]
     task = make_task("tiny", rows, rows)
     query = "bert.encoder.layer.0.attention.self.query"
-    models = {name: precision_runs.build(task, v, seed=0) for name, v in VARIANTS.items()}
+    models = {name: build(task, v, seed=0) for name, v in VARIANTS.items()}
     reference = models[FLOAT32]
     for name, model in models.items():
         linear = model.get_submodule(query)
@@ -72,7 +74,7 @@ def test_a_short_run_of_every_variant() -> None:
 def test_command_prints_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(merge_precision.synthetic_records, "__defaults__", (32,))
+    monkeypatch.setattr(synthetic_records, "__defaults__", (32,))
     path = tmp_path / "a" / "precision.json"
     merge_precision.main(["--part", "synthetic", "--lr", "1e-3", "--json", str(path)])
     assert "bfloat16, lr 0.001" in capsys.readouterr().out

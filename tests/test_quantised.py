@@ -5,15 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import quantised
-from benchmarks.quantised import GRIDS, Grid, Trained
+from benchmarks.methods.grids import GRIDS, Grid, Update
+from benchmarks.runs import quantised
+from benchmarks.runs.quantised import Trained
+from benchmarks.tables.precision import quantised_table
 
 
 def weight(rows: int = 64, columns: int = 128) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / 50
 
 
-def updates(count: int = 12) -> list[tuple[int, quantised.Update]]:
+def updates(count: int = 12) -> list[tuple[int, Update]]:
     generator = torch.Generator().manual_seed(1)
     return [
         (
@@ -67,4 +69,4 @@ def test_each_way_keeps_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept["NF4", "beside, rank 8"] > 0.9
     assert rows["NF4", "requantised"]["bits"] == 4.5
     assert rows["NF4", "with a residual"]["bits"] == 20.5
-    assert "int8, requantised" in quantised.lay_out([{"lr": 0.1, **row} for row in rows.values()])
+    assert "int8, requantised" in quantised_table([{"lr": 0.1, **row} for row in rows.values()])

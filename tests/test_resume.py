@@ -618,7 +618,7 @@ def test_folded_in_for_a_while(dtype: torch.dtype) -> None:
     frozen, folded = values(model), model.state_dict()
     x = batches(1, dtype, seed=5)[0][0]
     expected = model(x)
-    with optimizer._pending.folded_in():
+    with optimizer.boosting.folded_in():
         for name, parameter in model.named_parameters():
             if name in folded:
                 assert torch.equal(parameter, folded[name]), name
@@ -633,7 +633,7 @@ def test_folded_in_ends_with_an_error_too() -> None:
     optimizer = boosted(model)
     train(model, optimizer, batches(4))
     frozen = values(model)
-    with pytest.raises(KeyError), optimizer._pending.folded_in():
+    with pytest.raises(KeyError), optimizer.boosting.folded_in():
         raise KeyError
     assert same_values(model, frozen)
 
@@ -641,7 +641,7 @@ def test_folded_in_ends_with_an_error_too() -> None:
 def test_slots_set_apart_train_alike() -> None:
     models = [stack(), stack()]
     optimizers = [boosted(model) for model in models]
-    optimizers[1]._booster.set_apart()
+    optimizers[1].boosting.set_apart()
     assert not [name for name, _ in models[1].named_parameters() if "boosters" in name]
     logs = [train(m, o, batches(8)) for m, o in zip(models, optimizers, strict=True)]
     assert logs[0].losses == logs[1].losses

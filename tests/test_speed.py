@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from benchmarks import scaling, speed
-from benchmarks.contenders import contenders
-from benchmarks.cost import Size
+from benchmarks import scaling
+from benchmarks.measures import scaling as varied_settings
+from benchmarks.measures import speed
+from benchmarks.methods.contenders import contenders
+from benchmarks.subjects.batched import Subject, llama
+from benchmarks.subjects.llama import Size
+from benchmarks.subjects.maps import WIDTH, Block
+from benchmarks.tables.speed import speed_table
 from torch_xgb import BoostedLowRankOptimizer
 
 TINY = Size(blocks=4, hidden=16, intermediate=24, heads=2, vocabulary=32, batch=1, tokens=8)
 
 
 def test_a_samplers_mean_lies_between_the_ends() -> None:
-    subject = speed.Subject("x", lambda: torch.nn.Identity(), {}, 12, 4)
+    subject = Subject("x", lambda: torch.nn.Identity(), {}, 12, 4)
     assert subject.means == {"uniform": pytest.approx(1.6 / 8), "window": 0.5}
     times = {
         f"{speed.OURS}@0": [(10.0, 0.0)],
@@ -32,7 +37,7 @@ def test_a_samplers_mean_lies_between_the_ends() -> None:
 
 
 def test_a_round_times_every_contender() -> None:
-    subject = speed.llama(TINY)
+    subject = llama(TINY)
     names = (speed.OURS, speed.LIMIT, "PEFT LoRA r=8")
     build = contenders(subject.drawn)
     made = {name: build[name](subject.model(), subject.batch) for name in names}
@@ -40,7 +45,7 @@ def test_a_round_times_every_contender() -> None:
     rows = speed.summary(subject, times, {})
     assert {f"{speed.OURS}, uniform", f"{speed.LIMIT}, window", "PEFT LoRA r=8"} <= rows.keys()
     assert all(row["cpu_s"] > 0 for row in rows.values())
-    assert "PEFT LoRA r=8" in speed.speed_table(rows)
+    assert "PEFT LoRA r=8" in speed_table(rows)
     share = speed.own_share(subject, times, made[speed.OURS], steps=1)
     assert share.keys() == {"uniform", "window", "AdamW", "step() beside it", "merge / κ"}
     assert share["AdamW"] > 0 and share["step() beside it"] > 0 and share["merge / κ"] > 0
@@ -50,8 +55,8 @@ def test_scaling_tells_the_whole_step_and_the_bases_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     varied = {"blocks": (2, 3), "drawn": (1,), "kappa": (1, 2), "r": (1,)}
-    monkeypatch.setattr(scaling, "VARIED", varied)
-    monkeypatch.setattr(scaling, "BASE", {"blocks": 2, "drawn": 1, "kappa": 2, "r": 1})
+    monkeypatch.setattr(varied_settings, "VARIED", varied)
+    monkeypatch.setattr(varied_settings, "BASE", {"blocks": 2, "drawn": 1, "kappa": 2, "r": 1})
     files = tmp_path / "a" / "scaling.json", tmp_path / "a" / "scaling.png"
     scaling.main(["--boosters", "1", "--json", str(files[0]), "--plot", str(files[1])])
     found = json.loads(files[0].read_text())
@@ -65,9 +70,9 @@ def test_a_steps_own_work_does_not_grow_with_the_model() -> None:
     """Calls of functions, counted, over two boosters of four drawn blocks."""
 
     def calls(blocks: int) -> int:
-        model = torch.nn.Sequential(*[scaling.Block() for _ in range(blocks)])
+        model = torch.nn.Sequential(*[Block() for _ in range(blocks)])
         optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=2, layers_per_booster=4, lr=1e-3)
-        x = torch.ones(1, scaling.WIDTH)
+        x = torch.ones(1, WIDTH)
         profile = cProfile.Profile()
         for step in range(6):
             model(x).sum().backward()

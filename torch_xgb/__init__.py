@@ -1,9 +1,9 @@
 """XGBLoRA: fine-tuning as gradient boosting with rank-1 LoRA boosters, as one line in a loop."""
 
-from torch_xgb.forecast import plan
-from torch_xgb.knots import LossPlateau
-from torch_xgb.ledger import Chain
+from torch_xgb.chain import Chain
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
+from torch_xgb.plan import plan
+from torch_xgb.plateau import LossPlateau
 from torch_xgb.samplers import Weighted
 
 __all__ = [

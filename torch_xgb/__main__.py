@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from torch_xgb.forecast import plan
-from torch_xgb.ledger import Chain
+from torch_xgb.chain import Chain
 from torch_xgb.merge import MERGE_PRECISIONS
+from torch_xgb.plan import plan
 from torch_xgb.shapes import KNOWN
 
 __all__ = ["main"]

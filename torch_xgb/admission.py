@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_xgb.places import Whole, is_dtensor, is_plain, is_sharded, place_of
-from torch_xgb.slots import Slots
+from torch_xgb.dtensors import is_dtensor
+from torch_xgb.places import Whole, is_plain, place_of
+from torch_xgb.sharded import is_sharded
 
 __all__ = ["admit"]
 
@@ -25,18 +26,12 @@ def admit(model: nn.Module) -> None:
 
     Raises:
         TypeError: If ``model`` is no ``nn.Module``.
-        RuntimeError: If another BoostedLowRankOptimizer holds it, or it is wrapped for data
-            parallelism already.
+        RuntimeError: If it is wrapped for data parallelism already.
         ValueError: If it carries PEFT adapters, quantised weights, weights sharded by anything but
             FSDP2 or a registered place, or parameters on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if taken := [name for name, m in model.named_modules() if isinstance(m, Slots)]:
-        raise RuntimeError(
-            "the model already belongs to a BoostedLowRankOptimizer (its factors are at "
-            f"{taken[0]!r}); call finalize() on that optimizer first"
-        )
     _refuse(
         (name for name, m in model.named_modules() if type(m).__module__.split(".")[0] == "peft"),
         "carries PEFT adapters",
@@ -60,7 +55,7 @@ def admit(model: nn.Module) -> None:
         (
             name
             for name, p in model.named_parameters()
-            if not is_plain(p) and not p.is_meta and not (is_dtensor(p) and is_sharded(model))
+            if not p.is_meta and not (is_sharded(model) if is_dtensor(p) else is_plain(p))
         ),
         "has weights that are neither plain tensors nor FSDP2's shards (another sharding or tensor "
         "parallelism)",

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, distributed
+from torch import Tensor
 
+from torch_xgb.dtensors import local
 from torch_xgb.fingerprints import fingerprint
-from torch_xgb.places import local, place_of
+from torch_xgb.places import place_of
+from torch_xgb.processes import gather
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,7 +25,7 @@ _ROWS = 16  # of each weight that are compared
 def agree(
     settings: Mapping[str, Any],
     weights: Iterable[tuple[str, Tensor]],
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | None,
 ) -> None:
     """Compare a configuration and weights with those of the other processes.
 
@@ -33,19 +35,16 @@ def agree(
     Args:
         settings: Plain values by name.
         weights: Parameters by name.
-        group: The processes that train the model; None for all.
+        group: The processes that train the model.
 
     Raises:
         ValueError: On every process, if one of them differs from the first.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if group is None or group.size() == 1:
         return
-    if distributed.get_world_size(group) == 1:
-        return
-    mine = {name: _digest(json.dumps(v, default=str)) for name, v in settings.items()}
+    mine = {name: _digest(json.dumps(_even(v), sort_keys=True)) for name, v in settings.items()}
     mine |= {f"the weight {name}": _of_weight(parameter) for name, parameter in weights}
-    everyone: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(everyone, mine, group=group)
+    everyone = gather(mine, group)
     differing = {
         rank: names for rank, theirs in enumerate(everyone) if (names := _unequal(theirs, everyone))
     }
@@ -76,6 +75,15 @@ def _of_weight(parameter: Tensor) -> str:
         sample = kept[:: -(-len(kept) // _ROWS)]
         facts += f" {fingerprint(sample)}"
     return _digest(facts)
+
+
+def _even(value: Any) -> Any:  # noqa: ANN401
+    """Spell equal numbers alike."""
+    if isinstance(value, dict):
+        return {key: _even(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_even(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _digest(facts: str) -> str:

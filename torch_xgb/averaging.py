@@ -29,13 +29,12 @@ class Averager:
     Args:
         factors: Every factor Parameter.
         lent: Returns those in use.
-        group: The processes; None for all of them.
+        group: The processes; None if there is only this one.
         due: Tells whether a backward pass is one to average after.
         partial: Whether a process may lack gradients that others have, and then gets the mean.
 
     Attributes:
         bytes: Sent to the all-reduce so far, by this process.
-        ran: Whether there was a backward pass since this was last set to False.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Averager:
         self.group = group
         self.due = due
         self.bytes = 0
-        self.ran = False
+        self._ran = False
         self._queued = False
         self._handles: list[RemovableHandle] = [
             factor.register_post_accumulate_grad_hook(self._queue) for factor in factors
@@ -63,8 +62,13 @@ class Averager:
             handle.remove()
         self._handles = []
 
+    def had_backward(self) -> bool:
+        """Return whether there was a backward pass since this was last asked."""
+        ran, self._ran = self._ran, False
+        return ran
+
     def _queue(self, factor: Tensor) -> None:
-        self.ran = True
+        self._ran = True
         if not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
@@ -82,6 +86,8 @@ class Averager:
         One that this process lacks counts as zero. If such may be, counts travel along: a factor
         that no process has a gradient for keeps none.
         """
+        if self.group is None:
+            return
         factors = list(self.lent())
         own = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
         sent = [gradient.reshape(-1) for gradient in own]

@@ -11,28 +11,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from torch_xgb.adapter import Adapter, Tracing
+from torch_xgb.checks import probability
+from torch_xgb.compiled import is_compiled
 from torch_xgb.forms import Form
+from torch_xgb.freeze import Freeze
+from torch_xgb.layers import Layer
 from torch_xgb.lowrank import kaiming_bound
-from torch_xgb.slots import Size, Slots
-from torch_xgb.targets import Layer, Target
+from torch_xgb.slots import Slots
+from torch_xgb.streams import by
 
 __all__ = ["Booster"]
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """The shapes of a target's factors; a class, for functions do not pickle."""
-
-    form: Form
-    r: int
-
-    def __call__(self, target: Target) -> tuple[Size, ...]:
-        return self.form.sizes(target, self.r)
 
 
 @dataclass(eq=False)
@@ -60,7 +54,8 @@ class Booster:
     named: list[tuple[str, nn.Parameter]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = Slots(self.layers, self.num_layers, _Sizes(self.form, self.r))
+        self.dropout = probability("lora_dropout", self.dropout)
+        self.slots = Slots(self.layers, self.num_layers, partial(self.form.shapes, r=self.r))
         # Held here as well: whoever wraps the model may register something else in their places.
         self.factors: list[nn.Parameter] = list(self.slots.parameters())
         self.tracing = Tracing()
@@ -68,7 +63,7 @@ class Booster:
             [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
             for layer in self.layers
         ]
-        self._restore: list[tuple[nn.Module, str, bool]] = []
+        self._freeze = Freeze()
         self._nesting: list[nn.TransformerEncoder] = []
         self._static = False
 
@@ -93,15 +88,7 @@ class Booster:
         Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
         or any root that walks through its children, it never calls one.
         """
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._restore.append((module, name, parameter.requires_grad))
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in (p for module in saved for p in module.parameters()):
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        self._freeze.attach(model, saved)
         # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
         encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
         self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
@@ -135,15 +122,13 @@ class Booster:
         """Take everything off the model and give ``requires_grad`` back."""
         for adapter in self.every_adapter:
             adapter.unhook()
-            adapter.bound = None
+            adapter.give_back()
         self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
-        for module, name, requires_grad in self._restore:
-            if (parameter := module._parameters.get(name)) is not None:  # else reparametrised since
-                parameter.requires_grad_(requires_grad)
+        self._freeze.detach()
         for encoder in self._nesting:
             encoder.use_nested_tensor = True
-        self._restore, self._nesting = [], []
+        self._nesting = []
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 
@@ -152,16 +137,15 @@ class Booster:
         if self.tracing.seen:
             self._hook_for_good()
         for adapter in self.active:
-            adapter.bound = None
+            adapter.give_back()
             if not self._static:
                 adapter.unhook()
         self.drawn = drawn
         self.named = []
         lots = self.slots.lend(adapter.target for adapter in self.active)
-        for adapter, factors in zip(self.active, lots, strict=True):
-            adapter.bound, adapter.r, adapter.s = factors, r, s
-            adapter.hook()
-            self.named += [(adapter.target.name, factor) for factor in factors]
+        for adapter, pair in zip(self.active, lots, strict=True):
+            adapter.take(pair, r, s)
+            self.named += [(adapter.target.name, factor) for factor in pair]
         for factor in self.factors:
             factor.grad = None  # what it was lent to before is no reason to step
 
@@ -170,9 +154,9 @@ class Booster:
         """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero."""
         factors: list[Tensor] = [*self.factors]
         torch._foreach_zero_(factors)
-        views: list[Tensor] = [adapter.factors[0] for adapter in self.active]
-        size, where = sum(A.numel() for A in views), generator.device
-        noise = torch.rand(size, generator=generator, device=where, dtype=factors[0].dtype)
+        views: list[Tensor] = [adapter.pair.A for adapter in self.active]
+        size = sum(A.numel() for A in views)
+        noise = torch.rand(size, dtype=factors[0].dtype, **by(generator))
         noise.mul_(2).sub_(1)
         for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):
             values.mul_(kaiming_bound(A.shape[1]))
@@ -185,7 +169,7 @@ class Booster:
 
     def look_for_compilers(self) -> None:
         """Be ready for a compiler that is at work somewhere in the model, or has been."""
-        if self.tracing.seen or _is_compiled(self._model):
+        if self.tracing.seen or is_compiled(self._model):
             self._hook_for_good()
 
     def _hook_for_good(self) -> None:
@@ -201,9 +185,3 @@ class Booster:
         for adapter in self.every_adapter:
             adapter.hook()
         torch.compiler.reset()
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
-    )

@@ -23,17 +23,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_xgb.adapter import Adapter
+from torch_xgb.checks import share
+from torch_xgb.layers import Target
 from torch_xgb.merge import Merger
+from torch_xgb.pair import Pair
 
 __all__ = ["Carry"]
 
 
+State = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class _Held:
-    """A target's factors as merged, and the base's state of each."""
+    """A target's pair as merged, and the base's state of each factor."""
 
-    factors: list[Tensor]
-    state: list[dict[str, Any]]
+    factors: Pair[Tensor]
+    state: Pair[State]
 
 
 @dataclass(eq=False)
@@ -47,14 +53,20 @@ class Carry:
     share: float
     held: dict[str, _Held] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.share = share("carry", self.share)
+
+    def forget(self, target: Target) -> None:
+        """Forget a target's pair: its weight is another one now."""
+        self.held.pop(target.name, None)
+
     @torch.no_grad()
     def put_down(self, adapters: Iterable[Adapter], base: Optimizer) -> None:
         """Remember the pairs of a booster that was merged, and take over their optimizer state."""
         for adapter in adapters:
-            assert adapter.bound is not None
             self.held[adapter.target.name] = _Held(
-                [factor.detach().clone() for factor in adapter.bound],
-                [base.state.pop(factor, {}) for factor in adapter.bound],
+                adapter.parameters.map(lambda factor: factor.detach().clone()),
+                adapter.parameters.map(lambda factor: base.state.pop(factor, {})),
             )
 
     @torch.no_grad()
@@ -71,12 +83,11 @@ class Carry:
             held = self.held.pop(adapter.target.name, None)
             if held is None:
                 continue
-            assert adapter.bound is not None
-            first, *others = held.factors
+            A = held.factors.A
             # Rows of A that no booster has had yet, the rank being lower, are this one's.
-            first = torch.where(first.any(1, keepdim=True), first, adapter.bound[0])
-            values = [first, *(self.share * other for other in others)]
-            for factor, value, state in zip(adapter.bound, values, held.state, strict=True):
+            A = torch.where(A.any(1, keepdim=True), A, adapter.parameters.A)
+            values = Pair(A, *(self.share * one for one in held.factors.grown))
+            for factor, value, state in zip(adapter.parameters, values, held.state, strict=True):
                 factor.copy_(value)
                 if state:  # moved, if the model has been
                     base.state[factor] = {key: _beside(one, factor) for key, one in state.items()}
@@ -85,7 +96,7 @@ class Carry:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types."""
-        return {n: {"factors": h.factors, "state": h.state} for n, h in self.held.items()}
+        return {n: {"factors": [*h.factors], "state": [*h.state]} for n, h in self.held.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], base: Optimizer) -> None:
         """Take such a state over, by copy, to where the base's factors are."""
@@ -101,15 +112,13 @@ class Carry:
                 value.clone() if value.ndim == 0 and not on_device else value.to(device, copy=True)
             )
 
-        loaded = {
+        self.held = {
             name: _Held(
-                [own(factor) for factor in held["factors"]],
-                [{key: own(value) for key, value in one.items()} for one in held["state"]],
+                Pair(*map(own, held["factors"])),
+                Pair(*({key: own(value) for key, value in one.items()} for one in held["state"])),
             )
             for name, held in state.items()
         }
-        self.held.clear()
-        self.held.update(loaded)
 
 
 def _beside(value: Any, factor: Tensor) -> Any:  # noqa: ANN401
@@ -117,9 +126,8 @@ def _beside(value: Any, factor: Tensor) -> Any:  # noqa: ANN401
 
 
 def _take_out(adapter: Adapter, merger: Merger, t: int) -> None:
-    factors = tuple(factor.detach() for factor in adapter.factors)
-    for weight in adapter.form.weights(adapter.target):
+    for weight in adapter.weights:
         kept = weight.place.local
-        wide = tuple(factor.to(kept.device) for factor in factors)
+        pair = Pair(*(factor.detach().to(kept.device) for factor in adapter.pair))
         # Stochastic rounding draws by index; booster t's own merge has t.
-        merger.merge(weight, *adapter.form.undo(weight, kept, wide, adapter.s), -1 - t)
+        merger.merge(weight, *adapter.form.undo(weight, kept, pair, adapter.s), -1 - t)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_xgb.checks import positive_integer
+from torch_xgb.compiled import plain_name
 from torch_xgb.lowrank import frobenius_norms
-from torch_xgb.record import ChainHeader, plain_name, snapshot
+from torch_xgb.records import ChainHeader, snapshot
 from torch_xgb.spectrum import compress
 from torch_xgb.store import import_safetensors, replacing
 
@@ -78,8 +80,8 @@ def write_adapter(
     Raises:
         ValueError: If a LoRA adapter cannot express the update.
     """
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank must be a positive integer or None, got {rank!r}")
+    if rank is not None:
+        positive_integer("rank", rank, "a positive integer or None")
     safetensors = import_safetensors()
     names = [name for name, facts in header.weights.items() if _is_weight(name)]
     pairs = {name: _pair(*delta(name), rank) for name in names}

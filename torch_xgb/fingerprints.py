@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from torch_xgb.places import Piece, total
-from torch_xgb.targets import Weight
+from torch_xgb.entries import as_bits, row_chunks
+from torch_xgb.places import Piece, whole_piece
+from torch_xgb.processes import total
+from torch_xgb.weight import Weight
 
-__all__ = ["as_bits", "fingerprint", "fingerprints", "mixed_sum"]
+__all__ = ["fingerprint", "fingerprints", "mixed_sum"]
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MASK = (1 << 64) - 1
-_CHUNK = 1 << 22  # entries widened at a time
 
 
 def fingerprint(W: Tensor) -> int:
@@ -27,8 +27,7 @@ def fingerprint(W: Tensor) -> int:
     Args:
         W: Of shape (out, in).
     """
-    rows, columns = W.shape
-    return int(mixed_sum(Piece(slice(0, rows), slice(0, columns), W))) & _MASK
+    return int(mixed_sum(whole_piece(W))) & _MASK
 
 
 def fingerprints(kept: Iterable[tuple[Weight, Tensor]]) -> list[int]:
@@ -55,15 +54,8 @@ def mixed_sum(piece: Piece) -> Tensor:
     of_rows = (rows + 1) * 0x9E3779B1 + 0x85EBCA77
     of_columns = (columns + 1) * 0xC2B2AE3D + 0x27D4EB2F
     summed = torch.zeros((), dtype=torch.int64, device=device)
-    step = max(1, _CHUNK // max(1, W.shape[1]))
-    for start in range(0, W.shape[0], step):
-        chunk = slice(start, start + step)
+    for chunk in row_chunks(W):
         wide = bits[chunk].to(torch.int64)
         wide = (wide ^ (wide << 21)) * of_columns
         summed += (wide.sum(1) * of_rows[chunk]).sum()
     return summed
-
-
-def as_bits(values: Tensor) -> Tensor:
-    """Return floating values as the integers their bits spell."""
-    return values.view(_BITS[values.element_size()])

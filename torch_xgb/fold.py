@@ -15,56 +15,57 @@ import torch
 from torch import Tensor, nn
 
 from torch_xgb.adapter import Adapter
-from torch_xgb.lowrank import widest
-from torch_xgb.merge import Merger, row_chunks
-from torch_xgb.places import Whole, is_dtensor
-from torch_xgb.targets import Weight
+from torch_xgb.carry import Carry
+from torch_xgb.dtensors import is_dtensor
+from torch_xgb.entries import widest
+from torch_xgb.merge import Merger, add_product
+from torch_xgb.pair import Pair
+from torch_xgb.places import Whole
+from torch_xgb.weight import Weight
 
-__all__ = ["FoldIn", "Resumed", "StartOver", "add_product", "fold", "unfold"]
-
-
-def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return W + scale·left·right, rounded once to W's dtype.
-
-    Args:
-        weight: W, of shape (out, in).
-        kept: What this process keeps of it, or another tensor laid out alike.
-        left: Shape ``(out, r)``.
-        right: Shape ``(r, in)``.
-        scale: A factor of the product.
-    """
-    wide = widest(kept.device)
-    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
-    result = kept.clone()
-    for piece in weight.pieces(result):
-        L, R = left[piece.rows], right[:, piece.columns]
-        for i in row_chunks(piece.values):
-            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
-    return result
+__all__ = ["FoldIn", "Resumed", "StartOver", "fold", "unfold"]
 
 
 def fold(adapter: Adapter, weight: Weight, kept: Tensor | None = None) -> Tensor:
     """Return a weight, as kept here or as given, with the adapter's pair merged in."""
-    update = adapter.form.update(weight, _wide_factors(adapter), adapter.s)
+    update = adapter.form.update(weight, _widened(adapter), adapter.s)
     return add_product(weight, weight.place.local if kept is None else kept, *update)
 
 
 def unfold(adapter: Adapter, weight: Weight, merged: Tensor) -> Tensor:
     """Take the pair out: the first weight again wherever both share an exponent."""
-    undo = adapter.form.undo(weight, merged, _wide_factors(adapter), adapter.s)
+    undo = adapter.form.undo(weight, merged, _widened(adapter), adapter.s)
     return add_product(weight, merged, *undo)
 
 
-def _wide_factors(adapter: Adapter) -> tuple[Tensor, ...]:
+def _widened(adapter: Adapter) -> Pair[Tensor]:
     device = adapter.target.weight.place.local.device
-    return tuple(factor.detach().to(device, widest(device)) for factor in adapter.factors)
+    return adapter.pair.map(lambda factor: factor.detach().to(device, widest(device)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Resumed:
     """Whether a state was loaded and no step taken since; shared with the hooks on loading."""
 
-    untouched: bool = False
+    _untouched: bool = False
+
+    def loaded(self) -> None:
+        """Take note that a state was loaded."""
+        self._untouched = True
+
+    def stepped(self) -> None:
+        """Take note of a step."""
+        self._untouched = False
+
+    def overwritten(self) -> None:
+        """Say once that weights were loaded over it."""
+        if self._untouched:
+            self._untouched = False
+            warnings.warn(
+                "weights were loaded after the optimizer's state, whose pending booster starts "
+                "over: to go on exactly, load the model first and the optimizer's state then",
+                stacklevel=3,
+            )
 
 
 class FoldIn:
@@ -81,10 +82,10 @@ class FoldIn:
         adapter = copy.deepcopy(self.adapter, memo)
         if adapter.bound is not None and _is_whole(self.adapter):
             if self.adapter.pending:
-                for weight in self.adapter.form.weights(self.adapter.target):
+                for weight in self.adapter.weights:
                     twin = copy.deepcopy(weight.parameter, memo)  # the one of the copied module
                     twin.data.copy_(fold(self.adapter, weight))
-            adapter.bound, adapter.resting = None, adapter.bound
+            adapter.rest()
         return FoldIn(adapter)
 
     @torch.no_grad()
@@ -106,11 +107,11 @@ class StartOver:
     """Forget a target's pairs and residuals when its weight is loaded: they were the old one's."""
 
     def __init__(
-        self, adapter: Adapter, merger: Merger, carried: dict[str, Any], resumed: Resumed
+        self, adapter: Adapter, merger: Merger, carry: Carry | None, resumed: Resumed
     ) -> None:
         self.adapter = adapter
         self.merger = merger
-        self.carried = carried
+        self.carry = carry
         self.resumed = resumed
 
     @torch.no_grad()
@@ -123,27 +124,17 @@ class StartOver:
             if _fits(state_dict.get(prefix + weight.attribute), weight)
         ]
         for weight in loaded:
-            self.merger.residuals.pop(weight.name, None)
-        if loaded:
-            self.carried.pop(self.adapter.target.name, None)
-        if loaded and self.adapter.bound is not None:
-            A, b = self.adapter.bound[0], self.adapter.bound[2:]
-            if not any(bool(factor.any()) for factor in (A, *b)):
-                return  # it waits for A's gradient and changes nothing
-            if self.resumed.untouched and self.adapter.pending:
-                self.resumed.untouched = False
-                warnings.warn(
-                    "weights were loaded after the optimizer's state, whose pending booster starts "
-                    "over: to go on exactly, load the model first and the optimizer's state then",
-                    stacklevel=2,
-                )
-            for factor in self.adapter.bound[1:]:
-                factor.zero_()
+            self.merger.forget(weight)
+        if loaded and self.carry is not None:
+            self.carry.forget(self.adapter.target)
+        if loaded and self.adapter.bound is not None and not self.adapter.waits:
+            if self.adapter.pending:
+                self.resumed.overwritten()
+            self.adapter.start_over()
 
 
 def _is_whole(adapter: Adapter) -> bool:
-    places = (weight.place for weight in adapter.form.weights(adapter.target))
-    return all(type(place) is Whole for place in places)
+    return all(type(weight.place) is Whole for weight in adapter.weights)
 
 
 def _fits(value: object, weight: Weight) -> TypeGuard[Tensor]:
@@ -151,5 +142,4 @@ def _fits(value: object, weight: Weight) -> TypeGuard[Tensor]:
 
 
 def _held(adapter: Adapter, module: nn.Module) -> list[Weight]:
-    weights = adapter.form.weights(adapter.target)
-    return [weight for weight in weights if any(m is module for m in weight.modules)]
+    return [weight for weight in adapter.weights if any(m is module for m in weight.modules)]

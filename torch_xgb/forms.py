@@ -16,42 +16,41 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from torch_xgb.layers import Target
 from torch_xgb.lowrank import add_low_rank, edit_low_rank
-from torch_xgb.targets import Target, Weight
+from torch_xgb.pair import Pair, Shapes
+from torch_xgb.weight import Weight
 
 __all__ = ["DiReFT", "Form", "LoRA", "Update", "form"]
 
-Size = tuple[int, ...]
-Factors = Sequence[Tensor]
 Update = tuple[Tensor, Tensor, float]  # left (out, r), right (r, in), scale
 
 
 class Form(Protocol):
     """What a pair is, does and becomes."""
 
-    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:
-        """Return the shapes of a target's factors."""
+    def shapes(self, target: Target, r: int) -> Shapes:
+        """Return the shapes of a target's pair."""
 
-    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:
-        """Return the part of the factors that a rank below their own uses."""
+    def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:
+        """Return the part of a pair that a rank below its own uses."""
 
-    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:
         """Return the output with the pair's share; may write into ``y``."""
 
     def weights(self, target: Target) -> tuple[Weight, ...]:
         """Return the weights a merge changes."""
 
-    def update(self, weight: Weight, factors: Factors, s: float) -> Update:
+    def update(self, weight: Weight, pair: Pair[Tensor], s: float) -> Update:
         """Return the product that turns the weight into the merged one."""
 
-    def undo(self, weight: Weight, merged: Tensor, factors: Factors, s: float) -> Update:
+    def undo(self, weight: Weight, merged: Tensor, pair: Pair[Tensor], s: float) -> Update:
         """Return the product that turns the merged weight, as kept here, back."""
 
 
@@ -65,34 +64,31 @@ class LoRA:
 
     bias: bool = False
 
-    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:  # noqa: D102
+    def shapes(self, target: Target, r: int) -> Shapes:  # noqa: D102
         rows, columns = target.shape
-        pair: tuple[Size, ...] = ((r, columns), (rows, r))
-        return (*pair, (rows,)) if self.bias and target.biased else pair
+        return Shapes((r, columns), (rows, r), (rows,) if self.bias and target.biased else None)
 
-    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:  # noqa: D102
-        A, B, *b = factors
-        return (A, B, *b) if len(A) == r else (A[:r], B[:, :r], *b)
+    def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:  # noqa: D102
+        return pair if len(pair.A) == r else Pair(pair.A[:r], pair.B[:, :r], pair.b)
 
-    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:  # noqa: D102
-        A, B, *b = factors
-        y = add_low_rank(y, x, A, B, s)
-        return y.add_(b[0].to(y.dtype)) if b else y
+    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:  # noqa: D102
+        y = add_low_rank(y, x, pair.A, pair.B, s)
+        return y if pair.b is None else y.add_(pair.b.to(y.dtype))
 
     def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
         biased = self.bias and target.biased
         return (target.weight, *target.biases) if biased else (target.weight,)
 
-    def update(self, weight: Weight, factors: Factors, s: float) -> Update:  # noqa: D102
-        A, B, *b = factors
+    def update(self, weight: Weight, pair: Pair[Tensor], s: float) -> Update:  # noqa: D102
         if weight.attribute == "weight":
-            return B, A, s
-        return b[0].unsqueeze(1), torch.ones_like(b[0][:1]).unsqueeze(1), 1.0
+            return pair.B, pair.A, s
+        assert pair.b is not None
+        return pair.b.unsqueeze(1), torch.ones_like(pair.b[:1]).unsqueeze(1), 1.0
 
     def undo(  # noqa: D102
-        self, weight: Weight, merged: Tensor, factors: Factors, s: float
+        self, weight: Weight, merged: Tensor, pair: Pair[Tensor], s: float
     ) -> Update:
-        left, right, scale = self.update(weight, factors, s)
+        left, right, scale = self.update(weight, pair, s)
         return left, right, -scale
 
 
@@ -103,37 +99,35 @@ class DiReFT:
     A linear map without bias gets no b: its bias would be a new key in every checkpoint.
     """
 
-    def sizes(self, target: Target, r: int) -> tuple[Size, ...]:  # noqa: D102
+    def shapes(self, target: Target, r: int) -> Shapes:  # noqa: D102
         rows, _ = target.shape
-        pair: tuple[Size, ...] = ((r, rows), (rows, r))
-        return (*pair, (r,)) if target.biased else pair
+        return Shapes((r, rows), (rows, r), (r,) if target.biased else None)
 
-    def narrow(self, factors: Factors, r: int) -> tuple[Tensor, ...]:  # noqa: D102
-        A, B, *b = factors
-        return (A, B, *b) if len(A) == r else (A[:r], B[:, :r], *(part[:r] for part in b))
+    def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:  # noqa: D102
+        if len(pair.A) == r:
+            return pair
+        return Pair(pair.A[:r], pair.B[:, :r], None if pair.b is None else pair.b[:r])
 
-    def forward(self, y: Tensor, x: Tensor, factors: Factors, s: float) -> Tensor:  # noqa: D102
-        A, B, *b = factors
-        return edit_low_rank(y, A, B, b[0] if b else None, s)
+    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:  # noqa: D102
+        return edit_low_rank(y, pair.A, pair.B, pair.b, s)
 
     def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
         return (target.weight, *target.biases)
 
-    def update(self, weight: Weight, factors: Factors, s: float) -> Update:  # noqa: D102
-        return factors[1], self._inner(weight, None, factors), s
+    def update(self, weight: Weight, pair: Pair[Tensor], s: float) -> Update:  # noqa: D102
+        return pair.B, self._inner(weight, None, pair), s
 
     def undo(  # noqa: D102
-        self, weight: Weight, merged: Tensor, factors: Factors, s: float
+        self, weight: Weight, merged: Tensor, pair: Pair[Tensor], s: float
     ) -> Update:
         # With u = A W (+ b) and W' = W + s·B u, A W' (+ b) = (I + s·A B) u.
-        A, B, *_ = factors
+        A, B = pair.A, pair.B
         inner = torch.eye(len(A), dtype=A.dtype, device=A.device) + s * (A @ B)
-        return B, torch.linalg.solve(inner, self._inner(weight, merged, factors)), -s
+        return B, torch.linalg.solve(inner, self._inner(weight, merged, pair)), -s
 
-    def _inner(self, weight: Weight, kept: Tensor | None, factors: Factors) -> Tensor:
-        A, _, *b = factors
-        u = weight.project(A, kept)
-        return u + b[0].unsqueeze(1) if b and weight.attribute == "bias" else u
+    def _inner(self, weight: Weight, kept: Tensor | None, pair: Pair[Tensor]) -> Tensor:
+        u = weight.project(pair.A, kept)
+        return u if pair.b is None or weight.attribute != "bias" else u + pair.b.unsqueeze(1)
 
 
 def form(adapter: str, bias: str) -> Form:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from torch_xgb.places import local, sharing_group
-from torch_xgb.settings import non_negative, one_of
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from torch_xgb.checks import non_negative, one_of
+from torch_xgb.dtensors import local
+from torch_xgb.places import shard_group
+from torch_xgb.processes import anywhere
 
 __all__ = ["GradientPolicy"]
 
@@ -65,8 +63,8 @@ class GradientPolicy:
             [(name, p.grad) for name, p in factors if p.grad is not None],
             [(name, _values(p.grad)) for name, p in others if p.grad is not None],
         )
-        group = sharing_group([p for _, p in others])
-        if group is not None and _anywhere(bool(bad), group, others[0][1].device) and not bad:
+        group = shard_group([p for _, p in others])  # whose shards differ: all must decide alike
+        if group is not None and anywhere(bool(bad), group, others[0][1].device) and not bad:
             bad = ["of another process's shard"]
         if bad and self.nonfinite == "skip":
             return False
@@ -93,13 +91,6 @@ def _values(gradient: Tensor) -> Tensor:
     """Return the real numbers that this process keeps of a gradient."""
     kept = local(gradient.coalesce().values() if gradient.is_sparse else gradient)
     return torch.view_as_real(kept) if kept.is_complex() else kept
-
-
-def _anywhere(here: bool, group: ProcessGroup, device: torch.device) -> bool:
-    """Return whether something holds on any process: shards differ, and all must decide alike."""
-    flag = torch.tensor(float(here), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX, group)
-    return bool(flag)
 
 
 def _all_finite(gradients: Sequence[Tensor]) -> bool:

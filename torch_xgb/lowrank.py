@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling", "widest"]
+from torch_xgb.entries import widest
+
+__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling"]
 
 
 def scaling(lora_alpha: float | None, r: int) -> float:
@@ -33,11 +35,6 @@ def scaling(lora_alpha: float | None, r: int) -> float:
 def kaiming_bound(in_features: int) -> float:
     """Return b of U(-b, b), which LoRA draws A from: Kaiming's with a = sqrt(5)."""
     return math.sqrt(6 / ((1 + 5) * in_features))
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """Return the widest floating dtype of a device: float64, but for Apple's."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

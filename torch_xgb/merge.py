@@ -14,23 +14,23 @@ of one a merge; an entry that does not change is not rounded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from torch_xgb.lowrank import widest
-from torch_xgb.samplers import stream
-from torch_xgb.targets import Weight
+from torch_xgb.checks import device, one_of
+from torch_xgb.entries import row_chunks, widest
+from torch_xgb.rounding import round_stochastically, round_to_nearest
+from torch_xgb.streams import stream
+from torch_xgb.weight import Weight
 
-__all__ = ["MERGE_PRECISIONS", "Merger", "round_stochastically", "row_chunks"]
+__all__ = ["MERGE_PRECISIONS", "Merger", "add_product", "carries_over"]
 
 MERGE_PRECISIONS = ("auto", "nearest", "stochastic", "residual")
 
-_CHUNK = 1 << 22  # elements a low-precision merge widens at a time: 16 MB of float32
 _MARGIN = 1 / 128  # more than a residual of 8 bits loses: a value merged and taken back returns
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(eq=False)
@@ -57,18 +57,9 @@ class Merger:
     residuals: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision not in MERGE_PRECISIONS:
-            raise ValueError(
-                f"merge_precision must be one of {list(MERGE_PRECISIONS)}, got {self.precision!r}"
-            )
+        one_of("merge_precision", self.precision, MERGE_PRECISIONS)
         if self.residual_device is not None:
-            try:
-                self.residual_device = torch.device(self.residual_device)
-            except (RuntimeError, TypeError) as error:
-                raise ValueError(
-                    f"residual_device must be a device such as 'cpu' or None (beside the weights), "
-                    f"got {self.residual_device!r}"
-                ) from error
+            self.residual_device = device("residual_device", self.residual_device)
 
     @torch.no_grad()
     def merge(
@@ -118,10 +109,31 @@ class Merger:
         kept_share, whole = sums.tolist()
         return 1 - kept_share / whole if whole else 0.0
 
+    def forget(self, weight: Weight) -> None:
+        """Drop a weight's residual: other values have been put into the weight."""
+        self.residuals.pop(weight.name, None)
+
+    def state_dict(self, weights: Iterable[Weight]) -> dict[str, Tensor]:
+        """Return the residuals as a checkpoint holds such Parameters, by name."""
+        places = {weight.name: weight.place for weight in weights}
+        return {name: places[name].store(E) for name, E in self.residuals.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], weights: Iterable[Weight]) -> None:
+        """Take such residuals over, by copy, each process its part."""
+        self.residuals = {}
+        for weight in weights:
+            if weight.name in state:
+                place = weight.place
+                self.residuals[weight.name] = place.part(state[weight.name]).to(
+                    self.residual_device or place.local.device,
+                    copy=True,
+                    memory_format=torch.contiguous_format,
+                )
+
     def _precision(self, W: Tensor) -> str:
         if self.precision != "auto":
             return self.precision
-        return "residual" if W.element_size() < 4 else "nearest"
+        return "residual" if carries_over(self.precision, W.element_size()) else "nearest"
 
     def _residual(self, name: str, W: Tensor) -> Tensor:
         if name not in self.residuals:
@@ -136,6 +148,31 @@ class Merger:
             return lambda exact, dtype: round_stochastically(exact, dtype, generator)
         thresholds = stream(self.seed, 0, f"thresholds/{name}", W.device)
         return lambda exact, dtype: round_stochastically(exact, dtype, thresholds, _MARGIN)
+
+
+def carries_over(precision: str, itemsize: int) -> bool:
+    """Tell whether merges keep a residual of a weight of so many bytes an entry."""
+    return precision == "residual" or (precision == "auto" and itemsize < 4)
+
+
+def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return W + scale·left·right, rounded once to W's dtype.
+
+    Args:
+        weight: W, of shape (out, in).
+        kept: What this process keeps of it, or another tensor laid out alike.
+        left: Shape ``(out, r)``.
+        right: Shape ``(r, in)``.
+        scale: A factor of the product.
+    """
+    wide = widest(kept.device)
+    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
+    result = kept.clone()
+    for piece in weight.pieces(result):
+        L, R = left[piece.rows], right[:, piece.columns]
+        for i in row_chunks(piece.values):
+            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
+    return result
 
 
 Rounding = Callable[[Tensor, torch.dtype], Tensor]
@@ -156,57 +193,3 @@ def _merge_rows(W: Tensor, delta: Tensor, E: Tensor | None, rounding: Rounding) 
         E.copy_(exact.sub_(rounded))
         kept += E.to(delta)
     return kept
-
-
-def row_chunks(W: Tensor) -> Iterator[slice]:
-    """Cut the rows of a matrix into pieces that fit a small temporary."""
-    step = max(1, _CHUNK // max(1, W.shape[1]))
-    return (slice(start, start + step) for start in range(0, W.shape[0], step))
-
-
-def round_to_nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the nearest values of a dtype, ties to even."""
-    return exact.to(dtype)
-
-
-def round_stochastically(
-    exact: Tensor, dtype: torch.dtype, generator: torch.Generator, margin: float = 0.0
-) -> Tensor:
-    """Return one of the two neighbouring values of a dtype, so that the expectation is exact.
-
-    The same numbers drawn, a greater value never becomes a smaller one.
-
-    Args:
-        exact: Values of a wider dtype.
-        dtype: What to round to.
-        generator: On the device of ``exact``.
-        margin: Of the distance between neighbours; nearer than that to one, a value becomes it.
-    """
-    if (exact.dtype, dtype) == (torch.float32, torch.bfloat16):
-        return _round_bits(exact, generator, margin)
-    nearest = exact.to(dtype)
-    below = torch.where(nearest.to(exact.dtype) > exact, _neighbour(nearest, up=False), nearest)
-    above = _neighbour(below, up=True)
-    gap = above.to(exact.dtype) - below.to(exact.dtype)
-    share = (exact - below.to(exact.dtype)) / gap
-    chance = torch.rand(exact.shape, generator=generator, device=exact.device, dtype=torch.float32)
-    if margin:
-        chance.mul_(1 - 2 * margin).add_(margin)
-    return torch.where(chance < share, above, below)
-
-
-def _round_bits(exact: Tensor, generator: torch.Generator, margin: float) -> Tensor:
-    """Round to bfloat16, the upper half of a float32: what is added to the lower half may carry."""
-    least = int(margin * (1 << 16))
-    bits = torch.empty(exact.shape, dtype=torch.int32, device=exact.device)
-    bits.random_(least, (1 << 16) - least, generator=generator)
-    bits.add_(exact.view(torch.int32)).bitwise_and_(-(1 << 16))
-    return torch.where(exact.isnan(), exact, bits.view(torch.float32)).to(torch.bfloat16)
-
-
-def _neighbour(values: Tensor, up: bool) -> Tensor:
-    """Return the adjacent values: a float's bits, read as an integer, count its magnitude."""
-    bits = values.view(_BITS[values.element_size()])
-    step = torch.where((values > 0) == up, 1, -1).to(bits.dtype)
-    smallest = 1 if up else torch.iinfo(bits.dtype).min + 1
-    return torch.where(values == 0, smallest, bits + step).view(values.dtype)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from math import isfinite
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,40 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.admission import admit
-from torch_xgb.agreement import agree
-from torch_xgb.base import FreshStart, build
-from torch_xgb.booster import Booster
-from torch_xgb.carry import Carry
-from torch_xgb.checkpointing import Checkpointing
-from torch_xgb.configuration import VERSION, check, check_together, comparable, plain_kappa
-from torch_xgb.directions import INITS, aim, turn
-from torch_xgb.forms import form
-from torch_xgb.gradients import GradientPolicy
-from torch_xgb.heads import select_saved
-from torch_xgb.knots import LossPolicy, mean_over_ranks
-from torch_xgb.ledger import Chain
-from torch_xgb.lowrank import frobenius_norms
-from torch_xgb.merge import Merger
-from torch_xgb.places import sharing_processes
-from torch_xgb.rates import RateFactors, scaled_lr
-from torch_xgb.recorder import recorder
+from torch_xgb.boosting import Boosting
+from torch_xgb.chain import Chain
+from torch_xgb.entry import ENTRY, find
+from torch_xgb.plateau import LossPolicy
 from torch_xgb.report import Listeners, MergeReport
-from torch_xgb.resume import Pending
-from torch_xgb.samplers import Sampler, sampler, stream
-from torch_xgb.schedule import (
-    BoosterPlan,
-    PerBooster,
-    Plan,
-    PositiveInteger,
-    Progress,
-    boundary,
-    layers_share,
-    valid_shrinkage,
-)
-from torch_xgb.settings import finite_positive, integer, one_of, probability, share
-from torch_xgb.sharing import Sharing
-from torch_xgb.targets import check_rank, check_untied, select_layers
+from torch_xgb.samplers import Sampler
+from torch_xgb.settings import Settings
+from torch_xgb.wrapped import Wrapped
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
@@ -148,7 +120,7 @@ class BoostedLowRankOptimizer(Optimizer):
     """
 
     base: Optimizer
-    _progress: Progress
+    boosting: Boosting
 
     def __init__(
         self,
@@ -181,96 +153,19 @@ class BoostedLowRankOptimizer(Optimizer):
         seed: int = 0,
         **optimizer_kwargs: Any,
     ) -> None:
+        told = dict(locals())  # before anything else: every argument by its name
         self.model = model
-        inner = _uncompiled(model)
-        admit(inner)
-        saved = select_saved(inner, modules_to_save)
-        layers = select_layers(inner, target_modules, exclude_modules, saved.values())
-        self._init = one_of("init", init, list(INITS))
-        self._ends = boundary(kappa, INITS[init])
-        self._carry = None if carry is None else Carry(share("carry", carry))
-        check_together(init, carry, shrinkage, record)
-        self._policy = kappa if isinstance(kappa, LossPolicy) else None
-        self._plan = Plan(
-            seed := integer("seed", seed),
-            len(layers),
-            sampler(layer_sampler),
-            PerBooster("layers_per_booster", layers_per_booster, layers_share),
-            PerBooster("r", r, PositiveInteger("r")),
-            PerBooster("shrinkage", shrinkage, valid_shrinkage),
-            None if lora_alpha is None else finite_positive("lora_alpha", lora_alpha),
-        )
-        check_rank(self._plan.most_r, layers)
-        shape = form(adapter, bias)
-        check_untied(
-            inner, (w for layer in layers for t in layer.targets for w in shape.weights(t))
-        )
-        first = self._plan.booster(0)
-        self._gradients = GradientPolicy(nonfinite, unused, factor_l2)
-        self._rates = RateFactors(rewarmup_steps, rank_lr_exponent, first.r)
-        self._merger = Merger(merge_precision, seed, residual_device)
-        self._checkpointing = Checkpointing(inner, checkpointing)
-        self._booster = Booster(
-            layers,
-            self._plan.most_L_s,
-            self._plan.most_r,
-            shape,
-            probability("lora_dropout", lora_dropout),
-        )
-        carried = {} if self._carry is None else self._carry.held
-        self._pending = Pending(self._booster.every_adapter, self._merger, carried)
+        self.boosting = Boosting(model, Settings.of(told))
+        factors, trained = self.boosting.factors, self.boosting.trained
+        self._wrapped = Wrapped(optimizer_class, factors, trained, optimizer_kwargs)
+        self.base = self._wrapped.optimizer
         self._listeners = Listeners()
-        self._finalized = False
-        factors = self._booster.factors
-        trained = list(dict.fromkeys(p for module in saved.values() for p in module.parameters()))
-        self.base = build(optimizer_class, factors, trained, optimizer_kwargs)
-        self._fresh_start = FreshStart(self.base, factors)
-        self._settings = {
-            "optimizer_class": type(self.base).__name__,
-            "adapter": adapter,
-            "bias": bias,
-            "r": self._plan.r.plain,
-            "kappa": plain_kappa(kappa),
-            "layers_per_booster": self._plan.layers_per_booster.plain,
-            "layer_sampler": layer_sampler if isinstance(layer_sampler, str) else "callable",
-            "lora_alpha": self._plan.lora_alpha,
-            "init": init,
-            "carry": None if self._carry is None else self._carry.share,
-            "merge_precision": merge_precision,
-            "modules_to_save": sorted(saved),
-            "seed": seed,
-            "targets": {t.name: list(t.shape) for layer in layers for t in layer.targets},
-        }
-        agree(
-            {
-                **self._settings,
-                **comparable(optimizer_kwargs),
-                "shrinkage": self._plan.shrinkage.plain,
-                "factor_l2": factor_l2,
-                "lora_dropout": lora_dropout,
-                "layers drawn first": first.layers,
-            },
-            ((w.name, w.parameter) for w in self._pending.weights),
-            sharing_processes(inner),
-        )
+        self.boosting.agree(self.base)
         state = self.base.state
         super().__init__(self.base.param_groups, self.base.defaults)
         # Optimizer.__init__ empties it, and Adagrad fills it at construction.
         self.base.state = state
-        self._recorder = recorder(
-            record,
-            inner,
-            layers,
-            self._booster.form,
-            saved,
-            adapter=adapter,
-            precision=merge_precision,
-            seed=seed,
-        )
-        self._sharing = Sharing(
-            inner, self._booster, list(saved.values()), record is not None, unused == "skip"
-        )
-        self._enter(inner, saved.values(), first)
+        self.boosting.enter(self.base)
 
     # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
 
@@ -304,17 +199,17 @@ class BoostedLowRankOptimizer(Optimizer):
     @property
     def booster_index(self) -> int:
         """t, the number of boosters merged before the active one."""
-        return self._progress.booster_index
+        return self.boosting.course.progress.booster_index
 
     @property
     def booster_step(self) -> int:
         """Steps taken in the active booster."""
-        return self._progress.booster_step
+        return self.boosting.course.progress.booster_step
 
     @property
     def active_layers(self) -> tuple[str, ...]:
         """Names of the blocks the active booster holds."""
-        return tuple(self._booster.layers[i].name for i in self._booster.drawn)
+        return self.boosting.active_layers
 
     @property
     def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -322,18 +217,18 @@ class BoostedLowRankOptimizer(Optimizer):
 
         Under a rank schedule, a booster of a lower rank uses views of a part of them.
         """
-        pairs = {a.target.name: a.factors for a in self._booster.active}
-        return {name: (factors[0], factors[1]) for name, factors in pairs.items()}
+        return self.boosting.active_factors
 
     @property
     def targets(self) -> dict[str, str]:
         """Every module that may be drawn, with its layer's name."""
-        return {t.name: layer.name for layer in self._booster.layers for t in layer.targets}
+        layers = self.boosting.selection.layers
+        return {target.name: layer.name for layer in layers for target in layer.targets}
 
     @property
     def chain(self) -> Chain | None:
         """The ledger of the boosters merged so far, if ``record`` asked for one."""
-        return None if self._recorder is None else self._recorder.chain
+        return None if self.boosting.writer is None else self.boosting.writer.chain
 
     def on_merge(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
         """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""
@@ -352,51 +247,29 @@ class BoostedLowRankOptimizer(Optimizer):
             RuntimeError: After ``finalize()``; or if a drawn factor has no gradient, or a gradient
                 is not finite, in which case nothing is changed.
         """
-        self._require_attached("step()")
-        self._sharing.before_step(self.base)
-        if self._recorder is not None and self.booster_step == 0:
-            self._recorder.check(self.booster_index)
-        factor = self._rates(self._progress, self._active.r)
+        self.boosting.require_attached("step()")
+        self.boosting.before_step(self.base)
         try:
-            with scaled_lr(self.base.param_groups[0], factor):
-                loss = self._fresh_start.watch(self.base, lambda: self._base_step(closure))
+            loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
         except _Skipped as skipped:
             return skipped.loss
-        self._progress = self._progress.stepped()
-        self._pending.resumed.untouched = False
-        if self._ends(self._progress):
+        if self.boosting.stepped():
             self.merge()
         return loss
 
-    def observe(self, loss: float | Tensor) -> None:
-        """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
-
-        Call it before ``step()``, with the mean over accumulated batches. Over several processes
-        the loss is averaged, so that all decide alike. A closure given to ``step()`` is observed by
-        itself.
-        """
-        if self._policy is not None:
-            self._policy.observe(mean_over_ranks(loss))
-
-    @property
-    def converged(self) -> bool:
-        """Whether the policy given as ``kappa`` says that further boosters are not worth it."""
-        return self._policy is not None and self._policy.converged
-
     def merge(self) -> None:
-        """End the active booster now: merge it, draw the next, start it afresh.
+        """End the active booster now: merge it, forget it, draw the next and start it afresh.
 
         Raises:
             RuntimeError: After ``finalize()``; or if a factor is not finite, in which case nothing
                 is changed.
         """
-        self._require_attached("merge()")
-        progress = self._progress.next()
-        planned = self._plan.booster(progress.booster_index)
-        report = self._merge_active()
-        if self._carry is not None:
-            self._carry.put_down(self._booster.active, self.base)
-        self._begin(progress, planned)
+        self.boosting.require_attached("merge()")
+        following = self.boosting.course.following()
+        report = self.boosting.merge(self.base)
+        self.boosting.put_down(self.base)
+        self._wrapped.forget(counters=not self.boosting.carries)
+        self.boosting.begin(*following, self.base)
         self._listeners.tell(report)
 
     def finalize(self, *, discard: bool = False) -> nn.Module:
@@ -413,69 +286,43 @@ class BoostedLowRankOptimizer(Optimizer):
             RuntimeError: If the pending booster is not finite and is not to be dropped, or holds
                 what ``carry`` took out of the weights and is. Nothing is changed.
         """
-        if not self._finalized:
-            taken_up = self._carry is not None and any(a.pending for a in self._booster.active)
-            if discard and taken_up:
-                raise RuntimeError(
-                    "the pending booster holds what carry= took out of the weights: dropping it "
-                    "would lose earlier boosters too. Load the last checkpoint instead"
-                )
-            begun = not discard and (self.booster_step or taken_up)
-            report = self._merge_active() if begun else None
-            self._leave()
-            self._finalized = True
-            if report is not None:
-                self._listeners.tell(report)
+        if not self.boosting.attached:
+            return self.model
+        taken_up = self.boosting.taken_up
+        if discard and taken_up:
+            raise RuntimeError(
+                "the pending booster holds what carry= took out of the weights: dropping it "
+                "would lose earlier boosters too. Load the last checkpoint instead"
+            )
+        begun = not discard and (self.booster_step or taken_up)
+        report = self.boosting.merge(self.base) if begun else None
+        self.boosting.leave()
+        if report is not None:
+            self._listeners.tell(report)
         return self.model
 
-    def _enter(self, model: nn.Module, saved: Iterable[nn.Module], first: BoosterPlan) -> None:
-        """Put everything into the model and begin; or leave it as it was."""
-        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-        try:
-            self._booster.attach(model, saved)
-            self._pending.attach()
-            self._checkpointing.attach()
-            self._begin(Progress(), first)
-        except BaseException:
-            self._leave()
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            raise
+    def observe(self, loss: float | Tensor) -> None:
+        """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
 
-    def _leave(self) -> None:
-        """Take everything off the model."""
-        self._pending.detach()
-        self._booster.detach()
-        self._checkpointing.detach()
-        self._sharing.detach()
+        Call it before ``step()``, with the mean over accumulated batches. Over several processes
+        the loss is averaged, so that all decide alike. A closure given to ``step()`` is observed by
+        itself.
+        """
+        self.boosting.course.observe(loss)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the policy given as ``kappa`` says that further boosters are not worth it."""
+        policy = self.boosting.course.policy
+        return policy is not None and policy.converged
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model's own: tensors and plain types only."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        self._sharing.settle(self.base)
-        state_dict = {
-            **self.base.state_dict(),
-            "booster": {
-                "version": VERSION,
-                "settings": dict(self._settings),
-                "booster_index": self.booster_index,
-                "booster_step": self.booster_step,
-                "total_steps": self._progress.total_steps,
-                "active": {
-                    "layers": list(self._active.layers),
-                    "r": self._active.r,
-                    "s": self._active.s,
-                    "alpha": self._active.alpha,
-                },
-                "policy": None if self._policy is None else self._policy.state_dict(),
-                "carry": None if self._carry is None else self._carry.state_dict(),
-                "factors": [p.detach() for p in self._booster.factors],
-                "weights": self._pending.state_dict(),
-                "run": None if self._recorder is None else self._recorder.chain.run,
-            },
-        }
+        self.boosting.settle(self.base)
+        state_dict = {**self.base.state_dict(), ENTRY: self.boosting.state_dict(self.base)}
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -493,37 +340,18 @@ class BoostedLowRankOptimizer(Optimizer):
             RuntimeError: If it does not belong to the model's present weights, or after
                 ``finalize()``. Nothing is changed.
         """
-        self._require_attached("load_state_dict()")
+        self.boosting.require_attached("load_state_dict()")
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        saved = state_dict.get("booster")
-        if not isinstance(saved, Mapping):
-            raise ValueError("not a state of BoostedLowRankOptimizer: it has no entry 'booster'")
-        check(saved, self._settings)
-        self._sharing.settle(self.base)
-        folded = self._pending.find_folded(saved["weights"])
-        at = saved["booster_index"], saved.get("run")
-        if self._recorder is not None:
-            self._recorder.check_resumable(*at)
+        saved = find(state_dict)
+        self.boosting.settle(self.base)
+        folded = self.boosting.check_state(saved, self.base)
         # A copy: torch's own load_state_dict would share the tensors with the state it is given.
         self.base.load_state_dict(
-            copy.deepcopy({k: v for k, v in state_dict.items() if k != "booster"})
+            copy.deepcopy({key: one for key, one in state_dict.items() if key != ENTRY})
         )
-        self._sharing.share_out(self.base)
-        counters = ("booster_index", "booster_step", "total_steps")
-        self._progress = Progress(*(saved[counter] for counter in counters))
-        self._active = BoosterPlan(**saved["active"])
-        self._booster.bind(list(self._active.layers), self._active.r, self._active.s)
-        if self._policy is not None:
-            self._policy.load_state_dict(saved["policy"])
-        if self._carry is not None:
-            self._carry.load_state_dict(saved["carry"], self.base)
-        for parameter, value in zip(self._booster.factors, saved["factors"], strict=True):
-            parameter.copy_(value)
-        self._pending.load_state_dict(saved["weights"], folded)
-        if self._recorder is not None:
-            self._recorder.resume(*at)  # last: what it drops is gone
+        self.boosting.load_state_dict(saved, folded, self.base)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -537,10 +365,11 @@ class BoostedLowRankOptimizer(Optimizer):
         twin: BoostedLowRankOptimizer = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        twin._pending.follow(self._pending)
+        twin.boosting.follow(self.boosting)
         return twin
 
-    def _base_step(self, closure: Callable[[], float] | None) -> float | None:
+    def _train(self, closure: Callable[[], float] | None) -> float | None:
+        """Take a step of the base on gradients that were looked at."""
         if closure is None:
             self._prepare_gradients(None)
             return self.base.step()
@@ -560,56 +389,8 @@ class BoostedLowRankOptimizer(Optimizer):
             for g, group in enumerate(self.param_groups[1:], 1)
             for i, p in enumerate(group["params"])
         ]
-        if not self._gradients.prepare(self._booster.named, others):
+        if not self.boosting.prepare_gradients(others):
             raise _Skipped(loss)
-        if self._init == "gradient" and self.booster_step == 0:
-            self._booster.reset(self._stream("factors"))
-            turn(self._booster.active)
-
-    def _merge_active(self) -> MergeReport:
-        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
-        self._sharing.settle(self.base)
-        t, active = self.booster_index, self._booster.active
-        updates = {a.target.name: a.updates(self._active.alpha) for a in active}
-        products = [update for pairs in updates.values() for _, update in pairs]
-        found = frobenius_norms(products).tolist()
-        if not all(map(isfinite, found)):
-            raise RuntimeError(
-                f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
-                "the learning rate or clip the gradients; finalize(discard=True) drops the booster"
-            )
-        each = iter(found)
-        norms = {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}
-        report = MergeReport(t, self.active_layers, self.booster_step, self._active.r, norms, {})
-        if self._recorder is not None:
-            self._recorder.write(report, [pair for pairs in updates.values() for pair in pairs])
-        lost = {
-            name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
-            for name, pairs in updates.items()
-        }
-        return replace(report, lost={n: share for n, share in lost.items() if share is not None})
-
-    def _begin(self, progress: Progress, planned: BoosterPlan) -> None:
-        """Begin a booster: new layers, fresh A, zero B, the base's state as if never stepped."""
-        self._progress, self._active = progress, planned
-        self._booster.bind(planned.layers, planned.r, planned.s)
-        self._booster.reset(self._stream("factors"))
-        if self._init == "gradient":
-            aim(self._booster.active, self._stream("signs"))
-        self._fresh_start.apply(self.base, counters=self._carry is None)
-        if self._carry is not None:
-            self._carry.take_up(self._booster.active, self.base, self._merger, self.booster_index)
-        if self._policy is not None:
-            self._policy.begin()
-
-    def _stream(self, purpose: str) -> torch.Generator:
-        return stream(self._plan.seed, self.booster_index, purpose)
-
-    def _require_attached(self, call: str) -> None:
-        if self._finalized:
-            raise RuntimeError(
-                f"{call} after finalize(): the model is plain again; build a new optimizer"
-            )
 
 
 class _Skipped(Exception):
@@ -618,8 +399,3 @@ class _Skipped(Exception):
     def __init__(self, loss: float | None) -> None:
         super().__init__()
         self.loss = loss
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    inner = model._modules.get("_orig_mod") if isinstance(model, nn.Module) else None
-    return model if inner is None else inner

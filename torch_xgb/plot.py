@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_xgb.record import ChainHeader
+from torch_xgb.records import ChainHeader
+from torch_xgb.scores import best_of
 from torch_xgb.spectrum import effective_rank, spectra
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def draw_chain(
     _draw_line(axes[2], times, effective_ranks(header, facts, delta, times), "effective rank")
     if scores:
         _draw_line(axes[3], list(scores), list(scores.values()), "score")
-        best = min(scores, key=lambda t: (-scores[t], t))
+        best = best_of(scores)
         axes[3].plot(best, scores[best], "o", color=_BEST, label=f"best: booster {best}")
         axes[3].legend(frameon=False, fontsize="small", loc="lower right")
     axes[-1].set_xlabel("booster")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from torch_xgb.schedule import Progress
-from torch_xgb.settings import natural, number
+from torch_xgb.boundaries import Progress
+from torch_xgb.checks import natural, number
 
-__all__ = ["RateFactors", "scaled_lr"]
+__all__ = ["RateFactors"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,3 @@ class RateFactors:
         if progress.booster_index and progress.booster_step < self.rewarmup_steps:
             factor *= (progress.booster_step + 1) / self.rewarmup_steps
         return factor
-
-
-@contextmanager
-def scaled_lr(group: dict[str, Any], factor: float) -> Iterator[None]:
-    """Multiply a group's learning rate for the duration of a step."""
-    if factor == 1:
-        yield
-        return
-    lr = group["lr"]
-    group["lr"] = lr * factor
-    try:
-        yield
-    finally:
-        group["lr"] = lr

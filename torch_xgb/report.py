@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["MergeReport", "Listeners"]
+from torch_xgb.forms import Update
+from torch_xgb.lowrank import frobenius_norms
+from torch_xgb.weight import Weight
+
+__all__ = ["Listeners", "MergeReport", "finite_norms"]
+
+Updates = Mapping[str, list[tuple[Weight, Update]]]  # of each target, its weight's first
 
 
 @dataclass(frozen=True)
@@ -55,3 +62,19 @@ class Listeners:
         """Call them in the order they were added."""
         for fn in list(self._functions.values()):
             fn(report)
+
+
+def finite_norms(updates: Updates, t: int) -> dict[str, float]:
+    """Return ‖ΔW‖ of every target.
+
+    Raises:
+        RuntimeError: If an update is not finite.
+    """
+    found = frobenius_norms([u for pairs in updates.values() for _, u in pairs]).tolist()
+    if not all(map(isfinite, found)):
+        raise RuntimeError(
+            f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
+            "the learning rate or clip the gradients; finalize(discard=True) drops the booster"
+        )
+    each = iter(found)
+    return {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}

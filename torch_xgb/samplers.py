@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
+
+from torch_xgb.streams import by, stream
 
 __all__ = [
     "Sampler",
@@ -17,7 +18,6 @@ __all__ = [
     "draw",
     "least_used",
     "sampler",
-    "stream",
     "uniform",
     "window",
 ]
@@ -32,19 +32,6 @@ class Sampler(Protocol):
         """Return ``layers_per_booster`` distinct indices below ``num_layers``."""
 
 
-def stream(
-    seed: int, booster_index: int, purpose: str, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Return a fresh generator that depends on its arguments alone; no global one is touched."""
-    digest = hashlib.blake2b(f"{seed}/{booster_index}/{purpose}".encode(), digest_size=8).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-def _by(generator: torch.Generator) -> dict[str, Any]:
-    # The default device is the user's to set; these numbers are drawn where their generator is.
-    return {"generator": generator, "device": generator.device}
-
-
 def uniform(seed: int, booster_index: int, num_layers: int, layers_per_booster: int) -> list[int]:
     """Draw layers uniformly without replacement.
 
@@ -52,7 +39,7 @@ def uniform(seed: int, booster_index: int, num_layers: int, layers_per_booster: 
         Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), "Random Layer
         Selection".
     """
-    order = torch.randperm(num_layers, **_by(stream(seed, booster_index, "layers")))
+    order = torch.randperm(num_layers, **by(stream(seed, booster_index, "layers")))
     return sorted(order[:layers_per_booster].tolist())
 
 
@@ -62,7 +49,7 @@ def window(seed: int, booster_index: int, num_layers: int, layers_per_booster: i
     The outermost layers are drawn less often than the inner ones.
     """
     places = num_layers - layers_per_booster + 1
-    start = int(torch.randint(places, (), **_by(stream(seed, booster_index, "layers"))))
+    start = int(torch.randint(places, (), **by(stream(seed, booster_index, "layers"))))
     return list(range(start, start + layers_per_booster))
 
 
@@ -77,7 +64,7 @@ def cyclic(seed: int, booster_index: int, num_layers: int, layers_per_booster: i
     generator = stream(seed, period, "cycle")
     order: list[int] = []
     while len(order) < (place + 1) * layers_per_booster:
-        round_ = torch.randperm(num_layers, **_by(generator)).tolist()
+        round_ = torch.randperm(num_layers, **by(generator)).tolist()
         held = set(order[len(order) - len(order) % layers_per_booster :])
         lacking = (layers_per_booster - len(held)) if held else 0
         front = [layer for layer in round_ if layer not in held][:lacking]
@@ -106,7 +93,7 @@ _USES: dict[tuple[int, int, int], tuple[int, list[int]]] = {}  # where the last 
 
 
 def _least_used(seed: int, t: int, uses: list[int], layers_per_booster: int) -> list[int]:
-    order = torch.randperm(len(uses), **_by(stream(seed, t, "layers"))).tolist()
+    order = torch.randperm(len(uses), **by(stream(seed, t, "layers"))).tolist()
     return sorted(sorted(order, key=lambda layer: uses[layer])[:layers_per_booster])
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from torch_xgb.checks import positive_integer
 from torch_xgb.store import Store
 
-__all__ = ["Scores"]
+__all__ = ["SCORES", "Scores", "best_of"]
 
-_DOCUMENT = "scores"
+SCORES = "scores"  # the document
 
 
 class Scores(Mapping[int, float]):
@@ -22,7 +23,7 @@ class Scores(Mapping[int, float]):
 
     def __init__(self, store: Store, length: int) -> None:
         self._store = store
-        found = (store.document(_DOCUMENT) or {}).items()
+        found = (store.document(SCORES) or {}).items()
         self._values = {int(t): float(value) for t, value in found if int(t) < length}
 
     def __getitem__(self, t: int) -> float:
@@ -62,18 +63,23 @@ class Scores(Mapping[int, float]):
         """
         if not self._values:
             raise RuntimeError("no booster has a score: chain.score(t, value) gives one")
-        return min(self._values, key=lambda t: (-self._values[t], t))
+        return best_of(self._values)
 
     def should_stop(self, rounds: int) -> bool:
         """Tell whether as many boosters were scored after the best one.
 
         Raises:
-            ValueError: If ``rounds`` is not a positive integer.
+            TypeError: If ``rounds`` is no integer.
+            ValueError: If it is not positive.
         """
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"early_stopping_rounds must be a positive integer, got {rounds!r}")
+        positive_integer("early_stopping_rounds", rounds)
         return bool(self._values) and sum(t > self.best for t in self._values) >= rounds
 
     def _keep(self, values: dict[int, float]) -> None:
-        self._store.write_document(_DOCUMENT, {str(t): values[t] for t in sorted(values)})
+        self._store.write_document(SCORES, {str(t): values[t] for t in sorted(values)})
         self._values = values
+
+
+def best_of(scores: Mapping[int, float]) -> int:
+    """Return the booster with the highest score, the first of equals."""
+    return min(scores, key=lambda t: (-scores[t], t))

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_xgb.targets import Layer, Target
+from torch_xgb.layers import Layer, Target
+from torch_xgb.pair import Pair, Shapes
 
-__all__ = ["Size", "Sizes", "Slots"]
+__all__ = ["ShapesOf", "Slots", "require_plain"]
 
-Size = tuple[int, ...]
-Sizes = Callable[[Target], tuple[Size, ...]]
+ShapesOf = Callable[[Target], Shapes]
 
 
 class Slots(nn.Module):
@@ -28,28 +28,28 @@ class Slots(nn.Module):
     Args:
         layers: All layers that may be drawn.
         num_layers: L_s, how many are drawn at a time, at most.
-        sizes: The shapes of a target's factors.
+        shapes_of: Returns the shapes of a target's pair.
     """
 
-    def __init__(self, layers: Sequence[Layer], num_layers: int, sizes: Sizes) -> None:
+    def __init__(self, layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf) -> None:
         super().__init__()
         weights = [target.weight.parameter for layer in layers for target in layer.targets]
         dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
-        self.sizes = sizes
-        self.names: dict[tuple[Size, ...], list[list[str]]] = {}
-        for kind, (shapes, count) in enumerate(_most_needed(layers, num_layers, sizes).items()):
-            letters = ("A", "B", "b")[: len(shapes)]
-            self.names[shapes] = [[f"{x}{kind}_{i}" for x in letters] for i in range(count)]
+        self.shapes_of = shapes_of
+        self.names: dict[Shapes, list[Pair[str]]] = {}
+        for kind, (shapes, count) in enumerate(_most_needed(layers, num_layers, shapes_of).items()):
+            letters = [x for x, shape in shapes._asdict().items() if shape is not None]
+            self.names[shapes] = [Pair(*(f"{x}{kind}_{i}" for x in letters)) for i in range(count)]
             for names in self.names[shapes]:
-                for name, shape in zip(names, shapes, strict=True):
+                for name, shape in zip(names, Pair(*shapes), strict=True):
                     values = torch.zeros(shape, dtype=dtype, device=weights[0].device)
                     self.register_parameter(name, nn.Parameter(values))
 
-    def lend(self, targets: Iterable[Target]) -> list[list[nn.Parameter]]:
-        """Return factors of each target's shapes, none twice."""
+    def lend(self, targets: Iterable[Target]) -> list[Pair[nn.Parameter]]:
+        """Return a pair of each target's shapes, none twice."""
         free = {shapes: iter(names) for shapes, names in self.names.items()}
-        named = [next(free[self.sizes(target)]) for target in targets]
-        return [[self.get_parameter(name) for name in names] for names in named]
+        named = [next(free[self.shapes_of(target)]) for target in targets]
+        return [Pair(*map(self.get_parameter, names)) for names in named]
 
     def with_parameters(self, parameters: Iterable[nn.Parameter]) -> Slots:
         """Return slots like these that hold the given Parameters, in the order of these."""
@@ -73,11 +73,25 @@ class Slots(nn.Module):
         return super()._apply(lambda p: p.to(moved.device), recurse)  # type: ignore
 
 
+def require_plain(model: nn.Module) -> None:
+    """Refuse a model that an optimizer is still attached to.
+
+    Raises:
+        RuntimeError: If one is.
+    """
+    if taken := [name for name, m in model.named_modules() if isinstance(m, Slots)]:
+        raise RuntimeError(
+            "the model already belongs to a BoostedLowRankOptimizer (its factors are at "
+            f"{taken[0]!r}, and its pending booster belongs to the present weights): call "
+            "finalize() on that optimizer first"
+        )
+
+
 def _most_needed(
-    layers: Sequence[Layer], num_layers: int, sizes: Sizes
-) -> dict[tuple[Size, ...], int]:
+    layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf
+) -> dict[Shapes, int]:
     """Return, for each shape of pair, how many of them ``num_layers`` layers can hold at most."""
-    per_layer = [Counter(sizes(target) for target in layer.targets) for layer in layers]
-    kinds = dict.fromkeys(sizes(target) for layer in layers for target in layer.targets)
+    per_layer = [Counter(shapes_of(target) for target in layer.targets) for layer in layers]
+    kinds = dict.fromkeys(shapes_of(target) for layer in layers for target in layer.targets)
     counts = {kind: sorted((c[kind] for c in per_layer), reverse=True) for kind in kinds}
     return {kind: sum(count[:num_layers]) for kind, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Where a ledger's tensors are kept: in memory, in a folder, or packed into one file.
+"""Where a ledger's tensors are kept: in memory, or in a folder; ``packed`` has them in one file.
 
 A safetensors file begins with a header that lists its contents, so a growing one would have to be
 written anew each time, and a kill in the middle would lose all of it. A folder therefore holds one
@@ -10,22 +10,27 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Folder", "Memory", "Packed", "Store", "import_safetensors", "pack", "replacing"]
+__all__ = [
+    "Facts",
+    "Folder",
+    "Memory",
+    "Store",
+    "import_safetensors",
+    "opened",
+    "read_tensor",
+    "replacing",
+]
 
 Facts = dict[str, Any]
 _PART = ".part"
 _SECTION = re.compile(r"(base|booster-\d{6,})\.safetensors")
-_ALIGNMENT = 8
 
 
 class Store(Protocol):
@@ -128,17 +133,17 @@ class Folder:
         return self._file(section).exists()
 
     def facts(self, section: str) -> Facts:  # noqa: D102
-        with _opened(self._file(section)) as file:
+        with opened(self._file(section)) as file:
             facts: Facts = json.loads(file.metadata()["facts"])
             return facts
 
     def keys(self, section: str) -> list[str]:  # noqa: D102
-        with _opened(self._file(section)) as file:
+        with opened(self._file(section)) as file:
             return list(file.keys())
 
     def tensors(self, section: str, keys: Iterable[str] | None = None) -> dict[str, Tensor]:  # noqa: D102
-        with _opened(self._file(section)) as file:
-            return {key: _read(file, key) for key in (file.keys() if keys is None else keys)}
+        with opened(self._file(section)) as file:
+            return {key: read_tensor(file, key) for key in (file.keys() if keys is None else keys)}
 
     def write(self, section: str, tensors: Mapping[str, Tensor], facts: Facts) -> None:  # noqa: D102
         safetensors = import_safetensors()
@@ -161,100 +166,6 @@ class Folder:
 
     def _file(self, section: str) -> Path:
         return self.path / f"{section}.safetensors"
-
-
-class Packed:
-    """A store in one safetensors file, to be read; documents written to it stay in memory.
-
-    Args:
-        path: The file, written by ``pack``.
-
-    Raises:
-        ValueError: If the file is not one of them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with _opened(path) as file:
-            metadata, keys = file.metadata() or {}, list(file.keys())
-        if "documents" not in metadata:
-            raise ValueError(f"{str(path)!r} is no ledger: it was not written by Chain.save")
-        self._documents: dict[str, Facts] = json.loads(metadata["documents"])
-        self._facts: dict[str, Facts] = json.loads(metadata["facts"])
-        self._keys: dict[str, list[str]] = {section: [] for section in self._facts}
-        for key in keys:
-            section, _, name = key.partition("/")
-            if section in self._keys:
-                self._keys[section].append(name)
-
-    def sections(self) -> list[str]:  # noqa: D102
-        return list(self._facts)
-
-    def __contains__(self, section: str) -> bool:
-        return section in self._facts
-
-    def facts(self, section: str) -> Facts:  # noqa: D102
-        return self._facts[section]
-
-    def keys(self, section: str) -> list[str]:  # noqa: D102
-        return self._keys[section]
-
-    def tensors(self, section: str, keys: Iterable[str] | None = None) -> dict[str, Tensor]:  # noqa: D102
-        wanted = self._keys[section] if keys is None else keys
-        with _opened(self.path) as file:
-            return {key: _read(file, f"{section}/{key}") for key in wanted}
-
-    def write(self, section: str, tensors: Mapping[str, Tensor], facts: Facts) -> None:  # noqa: D102
-        raise RuntimeError(
-            f"{str(self.path)!r} is a packed ledger, which cannot grow; use a folder"
-        )
-
-    def remove(self, section: str) -> None:  # noqa: D102
-        raise RuntimeError(f"{str(self.path)!r} is a packed ledger, which cannot shrink")
-
-    def document(self, name: str) -> Facts | None:  # noqa: D102
-        return self._documents.get(name)
-
-    def write_document(self, name: str, facts: Facts) -> None:  # noqa: D102
-        self._documents[name] = facts
-
-
-def pack(store: Store, path: Path, documents: Iterable[str]) -> None:
-    """Copy a store into one safetensors file, a tensor at a time.
-
-    The data are gathered in a temporary file beside it, for the header that precedes them is known
-    only in the end.
-    """
-    safetensors = import_safetensors()
-    listed = {name: found for name in documents if (found := store.document(name)) is not None}
-    facts = {section: store.facts(section) for section in store.sections()}
-    metadata = {"documents": json.dumps(listed), "facts": json.dumps(facts)}
-    header: Facts = {"__metadata__": metadata}
-    with tempfile.TemporaryFile(dir=path.parent) as data:
-        for section in facts:
-            for key in sorted(store.keys(section)):
-                blob = safetensors.save(store.tensors(section, [key]))
-                _append(data, header, f"{section}/{key}", blob)
-        opening = json.dumps(header).encode()
-        opening += b" " * (-len(opening) % _ALIGNMENT)
-        data.seek(0)
-        with replacing(path) as part, part.open("wb") as file:
-            file.write(struct.pack("<Q", len(opening)) + opening)
-            shutil.copyfileobj(data, file, 1 << 20)
-
-
-def _append(data: IO[bytes], header: Facts, key: str, blob: bytes) -> None:
-    """Append a safetensors blob's only tensor, padded: readers want aligned data, and no gaps."""
-    (length,) = struct.unpack("<Q", blob[:8])
-    entries = json.loads(blob[8 : 8 + length])
-    (entry,) = (value for name, value in entries.items() if name != "__metadata__")
-    start = data.tell()
-    data.write(blob[8 + length :])
-    header[key] = {**entry, "data_offsets": [start, data.tell()]}
-    if gap := -data.tell() % _ALIGNMENT:
-        offsets = [data.tell(), data.tell() + gap]
-        header[f"padding/{start}"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
-        data.write(bytes(gap))
 
 
 @contextmanager
@@ -287,7 +198,12 @@ def import_safetensors() -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file.
+
+    Raises:
+        ValueError: If it is none.
+    """
     safetensors_torch = import_safetensors()
     from safetensors import SafetensorError
 
@@ -299,7 +215,8 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _read(file: Any, key: str) -> Tensor:  # noqa: ANN401
+def read_tensor(file: Any, key: str) -> Tensor:  # noqa: ANN401
+    """Return a tensor of an open file."""
     # A copy: the file's own memory is mapped, unaligned, and may be truncated under our feet.
     tensor: Tensor = file.get_tensor(key).clone()
     return tensor

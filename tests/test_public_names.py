@@ -1,0 +1,116 @@
+"""What may be imported and run from outside: the names that other people's programs hold."""
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_xgb
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LIBRARY = [
+    "BoostedLowRankOptimizer",
+    "Chain",
+    "LossPlateau",
+    "MergeReport",
+    "Weighted",
+    "__version__",
+    "plan",
+]
+INTEGRATIONS = {
+    "accelerate": ["checkpoint"],
+    "deepspeed": ["Partition", "boosted"],
+    "trainers": ["boost_trainer", "build_optimizer"],
+    "transformers": ["BoostedFactory", "BoostingCallback", "spare_input_gradients"],
+}
+AXOLOTL = ["BoostedArgs", "BoostedPlugin"]
+COMMANDS = [
+    "ablation",
+    "causal",
+    "cost",
+    "distributed",
+    "dynamics",
+    "efficiency",
+    "family",
+    "glue",
+    "merge_precision",
+    "papers_cards",
+    "plan_check",
+    "quantised",
+    "report",
+    "scaling",
+    "speed",
+    "theory",
+    "zero_arc",
+]
+
+
+def test_the_library() -> None:
+    assert sorted(torch_xgb.__all__) == LIBRARY
+    assert all(hasattr(torch_xgb, name) for name in LIBRARY)
+
+
+@pytest.mark.parametrize("module", INTEGRATIONS)
+def test_an_integration(module: str) -> None:
+    pytest.importorskip(
+        "transformers" if module == "trainers" else module, reason="an extra of its own"
+    )
+    found = importlib.import_module(f"torch_xgb.integrations.{module}")
+    assert sorted(found.__all__) == INTEGRATIONS[module]
+    assert all(hasattr(found, name) for name in INTEGRATIONS[module])
+
+
+def test_axolotl() -> None:
+    """Read, not imported: axolotl is not in the development environment."""
+    spec = importlib.util.find_spec("torch_xgb.integrations.axolotl")
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    (listed,) = [
+        ast.literal_eval(node.value)
+        for node in body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    defined = {node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    defined |= {
+        ast.unparse(target) for n in body if isinstance(n, ast.Assign) for target in n.targets
+    }
+    assert sorted(listed) == AXOLOTL
+    assert defined >= set(AXOLOTL)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ([], ["plot", "plan"]),
+        (["plan"], ["MODEL", "--batch", "--length", "--dtype", "--checkpointing", "--card", "--r"]),
+        (["plot"], ["RUN", "--out"]),
+    ],
+    ids=["torch_xgb", "plan", "plot"],
+)
+def test_the_command_line(command: list[str], says: list[str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "torch_xgb", *command, "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert all(word in run.stdout for word in says)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_is_a_command(name: str) -> None:
+    """Found under its name, and doing something when it is run."""
+    spec = importlib.util.find_spec(f"benchmarks.{name}")
+    assert spec is not None and spec.origin is not None
+    source = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tests = [ast.unparse(node.test) for node in source.body if isinstance(node, ast.If)]
+    assert "__name__ == '__main__'" in tests
+
+
+def test_every_command_of_the_benchmarks_is_listed() -> None:
+    folder = ROOT / "benchmarks"
+    found = [p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8")]
+    assert sorted(found) == COMMANDS

@@ -1,0 +1,349 @@
+"""The boosting of one model: what the optimizer drives, and what frameworks talk to.
+
+Everything that is put into a model, and every weight that is changed, goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torch_xgb.agreement import agree
+from torch_xgb.booster import Booster
+from torch_xgb.boundaries import Progress
+from torch_xgb.carry import Carry
+from torch_xgb.course import Course
+from torch_xgb.draws import Draw
+from torch_xgb.entry import Entry
+from torch_xgb.forms import form
+from torch_xgb.gradients import GradientPolicy
+from torch_xgb.merge import Merger
+from torch_xgb.pending import Pending
+from torch_xgb.recompute import Recompute
+from torch_xgb.report import MergeReport, finite_norms
+from torch_xgb.selection import check_rank, select
+from torch_xgb.settings import Contract, Settings, plain
+from torch_xgb.sharding import Sharding
+from torch_xgb.slots import require_plain
+from torch_xgb.starts import Start
+from torch_xgb.weight import Weight
+from torch_xgb.writer import Writer, writer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Boosting"]
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+class Boosting:
+    """Begins boosters in a model, merges them, and leaves the model.
+
+    Args:
+        model: The model; nothing of it is changed before ``enter``.
+        settings: What the run was told.
+
+    Attributes:
+        settings: What the run was told.
+        selection: What of the model it is about.
+        course: What the active booster is, when it ends, and what follows.
+        writer: Writes the ledger, if one is kept here.
+        attached: Whether anything is in the model.
+
+    Raises:
+        TypeError: For a setting of the wrong type.
+        ValueError: For one out of range, or a model that cannot be adapted.
+        RuntimeError: If the model belongs to another optimizer.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.settings, self.selection = settings, select(model, settings)
+        self.model, layers = self.selection.model, self.selection.layers
+        require_plain(self.model)
+        self.course = Course(settings, len(layers))
+        check_rank(self.course.most_r, layers)
+        self._form = form(settings.adapter, settings.bias)
+        self.selection.check_untied(
+            w for target in self.selection.targets for w in self._form.weights(target)
+        )
+        self._start = Start(settings.init, settings.seed)
+        self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
+        self._merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
+        self._recompute = Recompute(self.model, settings.checkpointing)
+        self._carry = None if settings.carry is None else Carry(settings.carry)
+        room = self.course.most_L_s, self.course.most_r
+        self._booster = Booster(layers, *room, self._form, settings.lora_dropout)
+        self._pending = Pending(self._booster.every_adapter, self._merger, self._carry)
+        self._entry = Entry(self.course, self._booster, self._carry, self._pending)
+        recorded, partial = settings.record is not None, settings.unused == "skip"
+        self._sharding = Sharding(self.model, self._booster, self.selection, recorded, partial)
+        self.writer: Writer | None = None
+        self.attached = False
+
+    # What is there
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """Every factor Parameter, the same ones from the first booster to the last."""
+        return self._booster.factors
+
+    @property
+    def lent(self) -> list[nn.Parameter]:
+        """The factors that the active booster uses."""
+        return self._booster.lent
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The Parameters of the modules trained in full, each once."""
+        return self.selection.trained
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every weight that may be merged into."""
+        return self._pending.weights
+
+    @property
+    def active_layers(self) -> tuple[str, ...]:
+        """Names of the blocks the active booster holds."""
+        return tuple(self.selection.layers[i].name for i in self._booster.drawn)
+
+    @property
+    def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The active booster's (A, B) per target module, at the rank in use."""
+        pairs = {a.target.name: a.pair for a in self._booster.active}
+        return {name: (pair.A, pair.B) for name, pair in pairs.items()}
+
+    @property
+    def carries(self) -> bool:
+        """Whether targets take their last pairs up again."""
+        return self._carry is not None
+
+    @property
+    def taken_up(self) -> bool:
+        """Whether the active booster holds what ``carry`` took out of the weights."""
+        return self._carry is not None and any(a.pending for a in self._booster.active)
+
+    def require_attached(self, call: str) -> None:
+        """Refuse a call after the boosters have left the model.
+
+        Raises:
+            RuntimeError: If they have.
+        """
+        if not self.attached:
+            raise RuntimeError(
+                f"{call} after finalize(): the model is plain again; build a new optimizer"
+            )
+
+    # From the first booster to the last
+
+    def agree(self, base: Optimizer) -> None:
+        """Compare settings, the first draw, weights and heads with those of the other processes.
+
+        Raises:
+            ValueError: On every process, if they differ.
+        """
+        told = self._told(base, Contract.RUN, Contract.RANKS)
+        told = {**told, **self.course.opening, **plain(base.defaults), **told}
+        merged = [(weight.name, weight.parameter) for weight in self.weights]
+        agree(told, [*merged, *self.selection.named.items()], self._sharding.group)
+
+    def enter(self, base: Optimizer) -> None:
+        """Put everything into the model and begin the first booster; or leave it as it was."""
+        self.writer = writer(self.model, self.settings, self.selection, self._form)
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        try:
+            self.attached = True
+            self._booster.attach(self.model, self.selection.heads.values())
+            self._pending.attach()
+            self._recompute.attach()
+            self._sharding.attach()
+            self.begin(self.course.progress, self.course.draw, base)
+        except BaseException:
+            self.leave()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            raise
+
+    def begin(self, progress: Progress, draw: Draw, base: Optimizer) -> None:
+        """Begin a booster: the layers drawn, with fresh pairs, or those they had last."""
+        t = progress.booster_index
+        self._booster.bind(draw.layers, draw.r, draw.s)
+        self._start.begin(self._booster, t)
+        if self._carry is not None:
+            self._carry.take_up(self._booster.active, base, self._merger, t)
+        self.course.begin(progress, draw)
+
+    def before_step(self, base: Optimizer) -> None:
+        """Make sure, before anything of a booster is trained, that a step may be taken.
+
+        Raises:
+            RuntimeError: If it is none, or not of the factors, or the ledger is another run's.
+        """
+        self._sharding.before_step(base)
+        if self.writer is not None and self.course.progress.booster_step == 0:
+            self.writer.check_next(self.course.progress.booster_index)
+
+    def prepare_gradients(self, others: Named) -> bool:
+        """Check every gradient before the base uses it, and add λ's to the factors'.
+
+        Args:
+            others: The parameters trained in full.
+
+        Returns:
+            Whether the step may be taken.
+
+        Raises:
+            RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
+        """
+        ready = self._gradients.prepare(self._booster.named, others)
+        if ready and self.course.progress.booster_step == 0:
+            self._start.first_step(self._booster, self.course.progress.booster_index)
+        return ready
+
+    def stepped(self) -> bool:
+        """Count a step; return whether the active booster ends with it."""
+        self._pending.resumed.stepped()
+        return self.course.stepped()
+
+    def merge(self, base: Optimizer) -> MergeReport:
+        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A.
+
+        Raises:
+            RuntimeError: If a factor is not finite. Nothing is changed.
+        """
+        self._sharding.settle(base)
+        draw, progress, active = self.course.draw, self.course.progress, self._booster.active
+        t = progress.booster_index
+        updates = {a.target.name: a.updates(draw.alpha) for a in active}
+        norms = finite_norms(updates, t)
+        report = MergeReport(t, self.active_layers, progress.booster_step, draw.r, norms, {})
+        if self.writer is not None:
+            self.writer.write(report, chain.from_iterable(updates.values()))
+        lost = {
+            name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
+            for name, pairs in updates.items()
+        }
+        return replace(report, lost={n: share for n, share in lost.items() if share is not None})
+
+    def put_down(self, base: Optimizer) -> None:
+        """Remember what ``carry`` takes up again: the pairs just merged, and the base's state."""
+        if self._carry is not None:
+            self._carry.put_down(self._booster.active, base)
+
+    def leave(self) -> None:
+        """Take everything off the model."""
+        self._pending.detach()
+        self._booster.detach()
+        self._recompute.detach()
+        self._sharding.detach()
+        self.attached = False
+
+    # For frameworks
+
+    def set_apart(self, device: torch.device | None = None) -> None:
+        """Move the factors out of the model, where somebody would take or shard what he finds.
+
+        They go on being computed with.
+
+        Args:
+            device: Where they go; None leaves them where they are.
+        """
+        self._booster.set_apart()
+        if device is not None:
+            self._booster.slots.to(device)
+
+    def average_when(self, due: Callable[[], bool], group: ProcessGroup | None) -> None:
+        """Average the factors' gradients at the end of backward passes, from now on.
+
+        Args:
+            due: Tells whether to, at the end of one; ``average`` does it by hand.
+            group: Over which processes.
+        """
+        self._sharding.average(group, due)
+
+    def average(self) -> None:
+        """Average the factors' gradients now.
+
+        Raises:
+            RuntimeError: Without ``average_when`` before.
+        """
+        if self._sharding.averager is None:
+            raise RuntimeError("average_when(due, group) says over which processes to average")
+        self._sharding.averager.average()
+
+    def check_gradients(self, *, skip: bool = False) -> bool:
+        """Check the factors' gradients, adding nothing to them.
+
+        Args:
+            skip: Whether one that is not finite skips the step, whatever ``nonfinite`` says.
+
+        Returns:
+            Whether the step may be taken.
+
+        Raises:
+            RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
+        """
+        policy = replace(self._gradients, factor_l2=0.0)
+        policy = replace(policy, nonfinite="skip") if skip else policy
+        return policy.prepare(self._booster.named, [])
+
+    def folded_in(self) -> AbstractContextManager[None]:
+        """Have the pending booster in the weights themselves for a while, and nowhere else.
+
+        For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
+        were, bitwise.
+        """
+        return self._pending.folded_in()
+
+    def at_leave(self, call: Callable[[], object]) -> None:
+        """Have something called when the boosters leave the model."""
+        self._sharding.at_detach(call)
+
+    # In a checkpoint
+
+    def state_dict(self, base: Optimizer) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model and the base's state, in plain types."""
+        run = None if self.writer is None else self.writer.chain.run
+        return {"settings": self._told(base, Contract.RUN), **self._entry.state_dict(), "run": run}
+
+    def settle(self, base: Optimizer) -> None:
+        """Make every Parameter the one that is kept, and the optimizer's own."""
+        self._sharding.settle(base)
+
+    def check_state(self, saved: Mapping[str, Any], base: Optimizer) -> set[str]:
+        """Check a state before anything is changed.
+
+        Returns:
+            Names of the weights that hold its pending booster at present.
+
+        Raises:
+            ValueError: If it is of another configuration or model.
+            RuntimeError: If it does not belong to the model's weights, or to the ledger.
+        """
+        folded = self._entry.check(saved, self._told(base, Contract.RUN))
+        if self.writer is not None:
+            self.writer.check_resumable(saved["booster_index"], saved.get("run"))
+        return folded
+
+    def load_state_dict(self, saved: Mapping[str, Any], folded: set[str], base: Optimizer) -> None:
+        """Take a state over that was checked, the base having taken over its own."""
+        self._sharding.share_out(base)
+        self._entry.load_state_dict(saved, folded, base)
+        if self.writer is not None:  # last: what it drops is gone
+            self.writer.truncate(saved["booster_index"], saved.get("run"))
+
+    def follow(self, original: Boosting) -> None:
+        """Go on like the boosting that this is a copy of."""
+        self._pending.follow(original._pending)
+
+    def _told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
+        told = {**self.settings.plain(*contracts), **self.selection.facts}
+        return {**told, "optimizer_class": type(base).__name__}

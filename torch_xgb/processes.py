@@ -1,0 +1,81 @@
+"""What processes that train one model tell each other.
+
+A group of None is a process alone: nothing is sent, and what it has is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["anywhere", "everyone", "gather", "is_first", "mean", "total"]
+
+
+def everyone() -> ProcessGroup | None:
+    """Return all processes, or None where there is only this one."""
+    return distributed.group.WORLD if _are_several() else None
+
+
+def is_first() -> bool:
+    """Tell the process that writes for all."""
+    return not _are_several() or distributed.get_rank() == 0
+
+
+def _are_several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def total(values: Sequence[tuple[Tensor, ProcessGroup | None]]) -> list[Tensor]:
+    """Sum tensors over the processes of their groups, with one all-reduce a group and dtype."""
+    result = [value for value, _ in values]
+    for group in dict.fromkeys(group for _, group in values if group is not None):
+        for dtype in dict.fromkeys(value.dtype for value in result):
+            mine = [
+                i for i, (value, of) in enumerate(values) if of is group and value.dtype == dtype
+            ]
+            if not mine:
+                continue
+            flat = torch.cat([result[i].reshape(-1) for i in mine])
+            distributed.all_reduce(flat, group=group)
+            parts = flat.split([result[i].numel() for i in mine])
+            for i, part in zip(mine, parts, strict=True):
+                result[i] = part.view_as(result[i])
+    return result
+
+
+def mean(value: float | Tensor, group: ProcessGroup | None) -> float:
+    """Return a number averaged over processes, so that all decide alike.
+
+    Costs one synchronisation with the device, and one all-reduce of a scalar.
+    """
+    if group is None:
+        return float(value.detach()) if isinstance(value, Tensor) else float(value)
+    own = torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(())
+    if distributed.get_backend(group) == "nccl":
+        own = own.cuda()
+    distributed.all_reduce(own, group=group)
+    return float(own) / distributed.get_world_size(group)
+
+
+def anywhere(here: bool, group: ProcessGroup | None, device: torch.device) -> bool:
+    """Return whether something holds in any process."""
+    if group is None:
+        return here
+    flag = torch.tensor(float(here), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX, group)
+    return bool(flag)
+
+
+def gather(values: Any, group: ProcessGroup | None) -> list[Any]:  # noqa: ANN401
+    """Return what each process of a group holds, in the order of ranks."""
+    if group is None:
+        return [values]
+    held: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(held, values, group=group)
+    return held

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.dtensors import whole
+from torch_xgb.weights.dtensors import whole
 
 from .unwrapping import find_boosted
 

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from torch_xgb.chain import Chain
-from torch_xgb.forms import Form, Update, form
-from torch_xgb.layers import Layer, Target
-from torch_xgb.lowrank import frobenius_norms
-from torch_xgb.merge import Merger
-from torch_xgb.pair import Pair
-from torch_xgb.records import BoosterRecord, ChainHeader, WeightFacts
-from torch_xgb.report import MergeReport
-from torch_xgb.selection import select
+from torch_xgb.boosters.forms import Form, Update, form
+from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.report import MergeReport
+from torch_xgb.formulas.lowrank import frobenius_norms
+from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.records import BoosterRecord, ChainHeader, WeightFacts
+from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
-from torch_xgb.weight import Weight
-from torch_xgb.writer import Writer, writer
+from torch_xgb.targets.layers import Layer, Target
+from torch_xgb.targets.selection import select
+from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.weight import Weight
 
 Weights = dict[str, Tensor]
 

@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 
 from processes import run
-from torch_xgb.averaging import Averager
+from torch_xgb.parallel.averaging import Averager
 
 pytestmark = pytest.mark.distributed
 

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adagrad, AdamW, Optimizer
 from family_reference import forward
 from tiny import KINDS, as_matrices, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.streams import stream
+from torch_xgb.formulas.streams import stream
 from training import train
 
 FORMS: list[dict[str, Any]] = [{}, {"bias": "targets"}, {"adapter": "direft"}]

@@ -17,7 +17,7 @@ from benchmarks.methods.contenders import boosted as contender
 from benchmarks.subjects.llama import Size
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.footprint import Footprint, footprint
+from torch_xgb.forecast.footprint import Footprint, footprint
 from training import train
 from zoo import ZOO
 

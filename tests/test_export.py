@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recording import Run, bert, gpt2, logits, same, total_update, weights_of
-from torch_xgb.export import ExportReport
-from torch_xgb.spectrum import compress, effective_rank, spectra
+from torch_xgb.formulas.spectrum import compress, effective_rank, spectra
+from torch_xgb.ledger.export import ExportReport
 
 MODELS = pytest.mark.parametrize("make", [bert, gpt2])
 
@@ -285,7 +285,9 @@ class Ambiguous(nn.Module):
 def test_a_head_that_peft_would_mistake_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch_xgb.selection.select_saved", lambda model, names: {"out": model.out})
+    monkeypatch.setattr(
+        "torch_xgb.targets.selection.select_saved", lambda model, names: {"out": model.out}
+    )
     run = Run(Ambiguous())
     run.boost(1)
     with pytest.raises(ValueError, match="'blocks.0.out' for the module 'out'"):

@@ -17,9 +17,9 @@ from torch.optim import SGD, Adagrad, AdamW
 from family_reference import Link, chain
 from tiny import KINDS, Stack, as_matrices, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
-from torch_xgb.boundaries import Progress
 from torch_xgb.processes import everyone, mean
-from torch_xgb.samplers import least_used
+from torch_xgb.schedule.boundaries import Progress
+from torch_xgb.schedule.samplers import least_used
 
 STEPS = 9
 

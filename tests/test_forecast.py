@@ -22,7 +22,7 @@ from benchmarks.measures import cost
 from benchmarks.measures.memory import peak_memory
 from torch_xgb import BoostedLowRankOptimizer, plan
 from torch_xgb.__main__ import main
-from torch_xgb.shapes import fake_model
+from torch_xgb.forecast.shapes import fake_model
 
 CONFIG = {
     "hidden_size": 96,

@@ -24,11 +24,11 @@ from recording import (
     weights_of,
 )
 from torch_xgb import BoostedLowRankOptimizer, MergeReport
-from torch_xgb.archive import Archive
-from torch_xgb.chain import Chain
-from torch_xgb.records import BoosterRecord
+from torch_xgb.ledger.archive import Archive
+from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.records import BoosterRecord
+from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
-from torch_xgb.writer import Writer, writer
 
 ROOT = Path(__file__).resolve().parents[1]
 BF16 = torch.bfloat16
@@ -291,8 +291,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from recording import synthetic, synthetic_header
-from torch_xgb.chain import Chain
-from torch_xgb.writer import Writer
+from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.writer import Writer
 
 folder, kills, dice = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
 torch.set_num_threads(1)

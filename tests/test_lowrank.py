@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from tiny import KINDS, Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.lowrank import add_low_rank
+from torch_xgb.formulas.lowrank import add_low_rank
 from training import train
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiny import KINDS, conv1d
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.rounding import round_stochastically
+from torch_xgb.formulas.rounding import round_stochastically
 
 LOW = [torch.bfloat16, torch.float16]
 POLICIES = ["nearest", "stochastic", "residual"]

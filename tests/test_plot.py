@@ -8,7 +8,7 @@ import torch
 
 from recording import Run, bert, total_update
 from torch_xgb.__main__ import main
-from torch_xgb.plot import draw_chain, effective_ranks, layer_norms
+from torch_xgb.ledger.plot import draw_chain, effective_ranks, layer_norms
 
 PNG = b"\x89PNG"
 

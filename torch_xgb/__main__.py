@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from torch_xgb.chain import Chain
-from torch_xgb.merge import MERGE_PRECISIONS
-from torch_xgb.plan import plan
-from torch_xgb.shapes import KNOWN
+from torch_xgb.forecast.plan import plan
+from torch_xgb.forecast.shapes import KNOWN
+from torch_xgb.ledger.chain import Chain
 
 __all__ = ["main"]
 
@@ -68,7 +67,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--r", type=int, default=1, help="the boosters' rank (default: 1)")
     add("--layers", type=int, help="blocks a booster draws (default: a third)")
     add("--lora-r", type=int, default=8, help="the rank of the LoRA beside it (default: 8)")
-    add("--merge-precision", choices=MERGE_PRECISIONS, default="auto", help="(default: auto)")
+    add("--merge-precision", default="auto", help="of 16-bit weights (default: auto)")
     add("--residual-device", help="'cpu' takes the residual off the card")
     planned.set_defaults(run_command=_plan)
 

@@ -15,26 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_xgb.agreement import agree
-from torch_xgb.booster import Booster
-from torch_xgb.boundaries import Progress
-from torch_xgb.carry import Carry
-from torch_xgb.course import Course
-from torch_xgb.draws import Draw
-from torch_xgb.entry import Entry
-from torch_xgb.forms import form
-from torch_xgb.gradients import GradientPolicy
-from torch_xgb.merge import Merger
-from torch_xgb.pending import Pending
-from torch_xgb.recompute import Recompute
-from torch_xgb.report import MergeReport, finite_norms
-from torch_xgb.selection import check_rank, select
+from torch_xgb.base.gradients import GradientPolicy
+from torch_xgb.boosters.booster import Booster
+from torch_xgb.boosters.carry import Carry
+from torch_xgb.boosters.forms import form
+from torch_xgb.boosters.recompute import Recompute
+from torch_xgb.boosters.report import MergeReport, finite_norms
+from torch_xgb.boosters.slots import require_plain
+from torch_xgb.boosters.starts import Start
+from torch_xgb.ledger.writer import Writer, writer
+from torch_xgb.parallel.agreement import agree
+from torch_xgb.parallel.sharding import Sharding
+from torch_xgb.saving.entry import Entry
+from torch_xgb.saving.pending import Pending
+from torch_xgb.schedule.boundaries import Progress
+from torch_xgb.schedule.course import Course
+from torch_xgb.schedule.draws import Draw
 from torch_xgb.settings import Contract, Settings, plain
-from torch_xgb.sharding import Sharding
-from torch_xgb.slots import require_plain
-from torch_xgb.starts import Start
-from torch_xgb.weight import Weight
-from torch_xgb.writer import Writer, writer
+from torch_xgb.targets.selection import check_rank, select
+from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.weight import Weight
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

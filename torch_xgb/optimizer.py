@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.boosters.report import Listeners, MergeReport
 from torch_xgb.boosting import Boosting
-from torch_xgb.chain import Chain
-from torch_xgb.entry import ENTRY, find
-from torch_xgb.plateau import LossPolicy
-from torch_xgb.report import Listeners, MergeReport
-from torch_xgb.samplers import Sampler
+from torch_xgb.ledger.chain import Chain
+from torch_xgb.saving.entry import ENTRY, find
+from torch_xgb.schedule.plateau import LossPolicy
+from torch_xgb.schedule.samplers import Sampler
 from torch_xgb.settings import Settings
-from torch_xgb.wrapped import Wrapped
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from benchmarks.measures.flops import count_flops
 from benchmarks.subjects.llama import Size
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.samplers import draw, sampler
+from torch_xgb.schedule.samplers import draw, sampler
 
 SAMPLERS = ("uniform", "cyclic", "window")
 _WITH_WEIGHTS = {"aten.mm", "aten.addmm", "aten.addmm_"}

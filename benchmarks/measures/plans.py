@@ -9,7 +9,7 @@ from benchmarks.measures.memory import peak_memory
 from benchmarks.methods.contenders import boosted, full, lora
 from benchmarks.subjects.classification import Batch
 from torch_xgb import plan
-from torch_xgb.needs import RESERVE, Need
+from torch_xgb.forecast.needs import RESERVE, Need
 
 MODELS = ("llama3-8b", "mistral-7b", "llama-13b")
 LENGTH = 512

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torch_xgb.merge import Merger
-from torch_xgb.weight import Weight
+from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.weight import Weight
 
 # The quantiles of a normal distribution, QLoRA's appendix E.
 NF4 = torch.tensor(

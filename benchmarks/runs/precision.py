@@ -29,9 +29,9 @@ from benchmarks.runs.step import step
 from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Task
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.lowrank import kaiming_bound
-from torch_xgb.merge import Merger
-from torch_xgb.weight import Weight
+from torch_xgb.formulas.lowrank import kaiming_bound
+from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.weight import Weight
 
 Weights = Mapping[str, Tensor]
 Record = dict[str, Any]

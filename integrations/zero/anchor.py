@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.places import place_of
+from torch_xgb.weights.places import place_of
 
 __all__ = ["Anchor"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, distributed
 
-from torch_xgb.entries import as_matrix
-from torch_xgb.places import Piece, flat_pieces, register_place, whole_piece
+from torch_xgb.formulas.entries import as_matrix
+from torch_xgb.weights.places import Piece, flat_pieces, register_place, whole_piece
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

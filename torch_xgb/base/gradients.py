@@ -1,0 +1,124 @@
+"""The gradients of a step, before the base optimizer uses them: checked, and Eq. 7's λ added."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.checks import non_negative, one_of
+from torch_xgb.processes import anywhere
+from torch_xgb.weights.dtensors import local
+from torch_xgb.weights.places import shard_group
+
+__all__ = ["GradientPolicy"]
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class GradientPolicy:
+    """What to do about gradients that are missing or not finite.
+
+    Attributes:
+        nonfinite: "error" or "skip" (the step).
+        unused: "error" or "skip" (the factor).
+        factor_l2: λ; 2λ times a factor is added to its gradient.
+
+    References:
+        Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), Eq. 7.
+    """
+
+    nonfinite: str
+    unused: str
+    factor_l2: float
+
+    def __post_init__(self) -> None:
+        one_of("nonfinite", self.nonfinite, ("error", "skip"))
+        one_of("unused", self.unused, ("error", "skip"))
+        non_negative("factor_l2", self.factor_l2)
+
+    @torch.no_grad()
+    def prepare(self, factors: Named, others: Named) -> bool:
+        """Check every gradient before it can do harm, and add λ's to the factors'.
+
+        Args:
+            factors: The drawn factors, each under its target's name.
+            others: The parameters trained in full.
+
+        Returns:
+            Whether the step may be taken.
+
+        Raises:
+            RuntimeError: If a drawn factor has no gradient, or a gradient is not finite, and the
+                policy is "error". Nothing is changed.
+        """
+        missing = [name for name, p in factors if p.grad is None]
+        if missing and self.unused == "error":
+            raise RuntimeError(_no_gradient(list(dict.fromkeys(missing))))
+        bad = _not_finite(
+            [(name, p.grad) for name, p in factors if p.grad is not None],
+            [(name, _values(p.grad)) for name, p in others if p.grad is not None],
+        )
+        group = shard_group([p for _, p in others])  # whose shards differ: all must decide alike
+        if group is not None and anywhere(bool(bad), group, others[0][1].device) and not bad:
+            bad = ["of another process's shard"]
+        if bad and self.nonfinite == "skip":
+            return False
+        if bad:
+            raise RuntimeError(
+                f"{len(bad)} gradients are not finite, first that of {bad[0]!r}; nothing was "
+                "changed. Lower the learning rate or clip, or skip such steps with nonfinite='skip'"
+            )
+        if self.factor_l2:
+            for _, p in factors:
+                if p.grad is not None:
+                    p.grad.add_(p, alpha=2 * self.factor_l2)
+        return True
+
+
+def _not_finite(*named: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of gradients with a NaN or an infinity; one synchronisation if none has."""
+    if _all_finite([g for part in named for _, g in part]):
+        return []
+    return [name for part in named for name, g in part if not g.isfinite().all()]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Return the real numbers that this process keeps of a gradient."""
+    kept = local(gradient.coalesce().values() if gradient.is_sparse else gradient)
+    return torch.view_as_real(kept) if kept.is_complex() else kept
+
+
+def _all_finite(gradients: Sequence[Tensor]) -> bool:
+    """Look through all gradients by GradScaler's kernel, many times faster than by their norms.
+
+    It multiplies them by one.
+    """
+    alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for g in gradients:
+        alike[g.device, g.dtype].append(g)
+    found = []
+    for (device, _), some in alike.items():
+        if device.type not in ("cpu", "cuda") or any(0 in g.stride() for g in some):
+            found.append(~torch.stack([g.isfinite().all() for g in some]).all())
+            continue
+        found.append(torch.zeros((), device=device, dtype=torch.float32))
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            some, found[-1], torch.ones_like(found[-1])
+        )
+    return not any(bool(flag) for flag in found)
+
+
+def _no_gradient(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
+    return (
+        f"{len(names)} drawn targets got no gradient: {shown}. Either backward() has not run since "
+        "the last zero_grad(); or the module's forward is bypassed, as by a fused kernel that "
+        "reads the weight itself: leave it out with exclude_modules; or the batch was routed past "
+        "it: pass unused='skip'; or gradient checkpointing with use_reentrant=True got inputs "
+        "without gradient: take use_reentrant=False, or call model.enable_input_require_grads()"
+    )

@@ -1,0 +1,101 @@
+"""The wrapped optimizer: any class of ``torch.optim``, third-party class or callable."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from torch_xgb.base.steps import FreshStart, scaled_lr
+
+__all__ = ["Wrapped"]
+
+T = TypeVar("T")
+
+_REFUSED = {
+    LBFGS: "it evaluates the model several times a step, with one history for all parameters",
+    SparseAdam: "the factors' gradients are dense",
+}
+
+
+class Wrapped:
+    """The base optimizer: group 0 the factors, group 1 the modules trained in full, if any.
+
+    Args:
+        optimizer_class: A class, or a callable that takes groups.
+        factors: The factor Parameters.
+        saved: The Parameters of the modules trained in full.
+        kwargs: Further arguments of the class.
+
+    Attributes:
+        optimizer: The base.
+
+    Raises:
+        TypeError: If ``optimizer_class`` is no class or callable, or does not answer with an
+            Optimizer.
+        ValueError: If it cannot serve as a base, or rearranges the groups it is given.
+    """
+
+    def __init__(
+        self,
+        optimizer_class: Callable[..., Optimizer],
+        factors: Sequence[nn.Parameter],
+        saved: Sequence[nn.Parameter],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.optimizer = _build(optimizer_class, factors, saved, kwargs)
+        self._fresh_start = FreshStart(self.optimizer, factors)
+
+    def step(self, step: Callable[[], T], rate: float) -> T:
+        """Run a step of the base with the factors' learning rate multiplied by a factor."""
+        with scaled_lr(self.optimizer.param_groups[0], rate):
+            return self._fresh_start.watch(self.optimizer, step)
+
+    def forget(self, counters: bool = True) -> None:
+        """Make the factors' state as if the base had never stepped.
+
+        Args:
+            counters: Whether what their group itself counts starts anew as well.
+        """
+        self._fresh_start.apply(self.optimizer, counters)
+
+
+def _build(
+    optimizer_class: Callable[..., Optimizer],
+    factors: Sequence[nn.Parameter],
+    saved: Sequence[nn.Parameter],
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    if isinstance(optimizer_class, Optimizer) or not callable(optimizer_class):
+        raise TypeError(
+            "optimizer_class must be an optimizer's class (e.g. torch.optim.AdamW) or a callable "
+            f"that takes parameters and returns an optimizer, got {optimizer_class!r}"
+        )
+    if inspect.isclass(optimizer_class):
+        _refuse(optimizer_class)
+    groups: list[dict[str, Any]] = [{"params": list(factors)}]
+    if saved:
+        groups.append({"params": list(saved)})
+    base = optimizer_class(groups, **kwargs)
+    if not isinstance(base, Optimizer):
+        raise TypeError(
+            f"optimizer_class must make a torch.optim.Optimizer, got {type(base).__name__}"
+        )
+    _refuse(type(base))
+    given, kept = (
+        [[id(p) for p in group["params"]] for group in gs] for gs in (groups, base.param_groups)
+    )
+    if given != kept:
+        raise ValueError(
+            f"{type(base).__name__} rearranges its param_groups; it must keep the groups given"
+        )
+    return base
+
+
+def _refuse(optimizer_class: type) -> None:
+    for refused, why in _REFUSED.items():
+        if issubclass(optimizer_class, refused):
+            raise ValueError(f"{refused.__name__} cannot train boosters: {why}")

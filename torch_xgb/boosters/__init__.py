@@ -1,0 +1,10 @@
+"""The pairs, and their place in the forward pass.
+
+``pair`` is A, B and b; ``forms`` what a pair does and becomes; ``slots`` the Parameters, lent by
+``booster`` to the drawn layers' ``adapter``s; ``starts`` and ``carry`` are how boosters begin,
+``freeze`` what else is trained meanwhile, ``recompute`` blocks computed again in backward,
+``report`` what a merge did.
+
+May import targets, weights, formulas, checks. One more form: a class with ``Form``'s methods, its
+name in ``forms.form``, and its equation in the reference that the tests compare with.
+"""

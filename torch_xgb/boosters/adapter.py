@@ -1,0 +1,146 @@
+"""A target's place in the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from torch_xgb.boosters.forms import Form, Update
+from torch_xgb.boosters.pair import Pair
+from torch_xgb.targets.layers import Target
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["Adapter", "Tracing"]
+
+
+@dataclass(eq=False)
+class Tracing:
+    """Whether a compiler has traced an adapter, shared by all of a model's adapters."""
+
+    seen: bool = False
+
+
+class Adapter:
+    """A target's place in the forward pass: a hook that adds a pair's share while one is bound.
+
+    Attributes:
+        bound: The Parameters lent to it, or None; written here alone.
+        resting: Those that a copy of the model holds merged into its weights, or None.
+        r: The rank in use, at most the Parameters' own.
+        s: The scaling.
+    """
+
+    def __init__(self, target: Target, form: Form, dropout: float, tracing: Tracing) -> None:
+        self.target = target
+        self.form = form
+        self.dropout = dropout
+        self.tracing = tracing
+        self.bound: Pair[nn.Parameter] | None = None
+        self.resting: Pair[nn.Parameter] | None = None
+        self.r = 0
+        self.s = 1.0
+        self._handles: list[RemovableHandle] = []
+
+    def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
+        """Take a pair, and enter the forward pass with it."""
+        self.bound, self.r, self.s = parameters, r, s
+        self.hook()
+
+    def give_back(self) -> None:
+        """Give the pair back."""
+        self.bound = None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Put the pair aside for a while."""
+        bound, self.bound = self.bound, None
+        try:
+            yield
+        finally:
+            self.bound = bound
+
+    def rest(self) -> None:
+        """Put the pair at rest, in a copy whose weights hold it."""
+        self.bound, self.resting = None, self.bound
+
+    def wake(self) -> bool:
+        """Take a resting pair up again; return whether there was one."""
+        if self.resting is None:
+            return False
+        self.bound, self.resting = self.resting, None
+        return True
+
+    @property
+    def parameters(self) -> Pair[nn.Parameter]:
+        """The bound Parameters, whole."""
+        assert self.bound is not None
+        return self.bound
+
+    @property
+    def pair(self) -> Pair[Tensor]:
+        """The bound pair at the rank in use: the Parameters themselves at full rank."""
+        return self.form.narrow(self.parameters, self.r)  # type: ignore[arg-type]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights a merge changes."""
+        return self.form.weights(self.target)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a pair is bound that changes the function."""
+        return self.bound is not None and any(bool(f.count_nonzero()) for f in self.bound.grown)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the bound pair waits for A's gradient: with A and b zero, B changes nothing."""
+        A, b = self.parameters.A, self.parameters.b
+        return not (bool(A.any()) or (b is not None and bool(b.any())))
+
+    @torch.no_grad()
+    def start_over(self) -> None:
+        """Make the bound pair change nothing."""
+        for factor in self.parameters.grown:
+            factor.zero_()
+
+    def updates(self, alpha: float) -> list[tuple[Weight, Update]]:
+        """Return what a merge adds to each weight, α times the pair's product."""
+        pair = self.pair.map(Tensor.detach)
+        found = []
+        for weight in self.weights:
+            left, right, scale = self.form.update(weight, pair, self.s)
+            # The layout of what a ledger replays, so that both merges round alike.
+            found.append((weight, (left.contiguous(), right.contiguous(), alpha * scale)))
+        return found
+
+    def hook(self) -> None:
+        """Enter the forward pass, ahead of the module's other hooks."""
+        if not self._handles:
+            modules = self.target.modules
+            self._handles = [
+                m.register_forward_hook(self, prepend=True, with_kwargs=True) for m in modules
+            ]
+
+    def unhook(self) -> None:
+        """Leave it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor
+    ) -> Tensor:
+        """Return the module's output with the pair's share."""
+        if torch.compiler.is_compiling():
+            self.tracing.seen = True
+        if self.bound is None:
+            return y
+        x = args[0] if args else next(iter(kwargs.values()))
+        if self.dropout and module.training:
+            x = nn.functional.dropout(x, self.dropout)
+        return self.form.forward(y, x, self.pair, self.s)

@@ -1,0 +1,187 @@
+"""The factor Parameters and their place in the model: attach, bind, reset, detach.
+
+A booster is new values, not new objects. ``Slots`` owns a fixed set of pairs, as many of
+each shape as a draw can need; binding a booster lends them to the drawn layers' ``Adapter``s, and
+resetting it re-fills them. Everything that holds on to Parameters (param_groups, schedulers, DDP's
+buckets, optimizer state) keeps the same ones from the first booster to the last.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.boosters.adapter import Adapter, Tracing
+from torch_xgb.boosters.forms import Form
+from torch_xgb.boosters.freeze import Freeze
+from torch_xgb.boosters.slots import Slots
+from torch_xgb.checks import probability
+from torch_xgb.formulas.lowrank import kaiming_bound
+from torch_xgb.formulas.streams import by
+from torch_xgb.targets.compiled import is_compiled
+from torch_xgb.targets.layers import Layer
+
+__all__ = ["Booster"]
+
+
+@dataclass(eq=False)
+class Booster:
+    """The slots, the adapters of every layer, and which of them the active booster holds.
+
+    Args:
+        layers: All layers that may be drawn.
+        num_layers: L_s, how many are drawn at a time, at most.
+        r: The highest rank.
+        form: What a pair does.
+        dropout: Probability of dropping an input of A in training.
+
+    Attributes:
+        drawn: Which layers the active booster holds.
+        named: The factors lent to them, each under its target's name.
+    """
+
+    layers: Sequence[Layer]
+    num_layers: int
+    r: int
+    form: Form
+    dropout: float
+    drawn: list[int] = field(default_factory=list)
+    named: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dropout = probability("lora_dropout", self.dropout)
+        self.slots = Slots(self.layers, self.num_layers, partial(self.form.shapes, r=self.r))
+        # Held here as well: whoever wraps the model may register something else in their places.
+        self.factors: list[nn.Parameter] = list(self.slots.parameters())
+        self.tracing = Tracing()
+        self.adapters = [
+            [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
+            for layer in self.layers
+        ]
+        self._freeze = Freeze()
+        self._nesting: list[nn.TransformerEncoder] = []
+        self._static = False
+
+    @property
+    def lent(self) -> list[nn.Parameter]:
+        """The factor Parameters that the active booster uses."""
+        return [factor for _, factor in self.named]
+
+    @property
+    def active(self) -> list[Adapter]:
+        """The adapters of the drawn layers."""
+        return [adapter for layer in self.drawn for adapter in self.adapters[layer]]
+
+    @property
+    def every_adapter(self) -> list[Adapter]:
+        """The adapters of all layers."""
+        return [adapter for layer in self.adapters for adapter in layer]
+
+    def attach(self, model: nn.Module, saved: Iterable[nn.Module]) -> None:
+        """Freeze the model but for the ``saved`` modules, and move the slots in.
+
+        Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
+        or any root that walks through its children, it never calls one.
+        """
+        self._freeze.attach(model, saved)
+        # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
+        encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = False
+        self._home.add_module("boosters", self.slots)
+        self._model = model
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # what it traced of the model knows nothing of hooks
+        self.look_for_compilers()
+
+    def reclaim(self) -> None:
+        """Move the factors in again, if sharding the model has put others in their places.
+
+        ``fully_shard`` takes every Parameter it finds. What it took stays with the slots it found
+        it in, which leave the model: nothing reads them any more.
+        """
+        if all(a is b for a, b in zip(self.slots.parameters(), self.factors, strict=True)):
+            return
+        self.slots = self.slots.with_parameters(self.factors)
+        self._home.add_module("boosters", self.slots)
+
+    def set_apart(self) -> None:
+        """Move the slots out of the model, where somebody would take or shard what he finds in it.
+
+        The adapters go on computing with them.
+        """
+        self._home._modules.pop("boosters", None)
+
+    def detach(self) -> None:
+        """Take everything off the model and give ``requires_grad`` back."""
+        for adapter in self.every_adapter:
+            adapter.unhook()
+            adapter.give_back()
+        self.drawn, self.named = [], []
+        self._home._modules.pop("boosters", None)
+        self._freeze.detach()
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = True
+        self._nesting = []
+        if self.tracing.seen or self._static:
+            torch.compiler.reset()
+
+    def bind(self, drawn: list[int], r: int, s: float) -> None:
+        """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
+        if self.tracing.seen:
+            self._hook_for_good()
+        for adapter in self.active:
+            adapter.give_back()
+            if not self._static:
+                adapter.unhook()
+        self.drawn = drawn
+        self.named = []
+        lots = self.slots.lend(adapter.target for adapter in self.active)
+        for adapter, pair in zip(self.active, lots, strict=True):
+            adapter.take(pair, r, s)
+            self.named += [(adapter.target.name, factor) for factor in pair]
+        for factor in self.factors:
+            factor.grad = None  # what it was lent to before is no reason to step
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero."""
+        factors: list[Tensor] = [*self.factors]
+        torch._foreach_zero_(factors)
+        views: list[Tensor] = [adapter.pair.A for adapter in self.active]
+        size = sum(A.numel() for A in views)
+        noise = torch.rand(size, dtype=factors[0].dtype, **by(generator))
+        noise.mul_(2).sub_(1)
+        for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):
+            values.mul_(kaiming_bound(A.shape[1]))
+        filled = noise.to(factors[0].device).split([A.numel() for A in views])
+        torch._foreach_copy_(views, [v.view_as(A) for v, A in zip(filled, views, strict=True)])
+
+    @property
+    def _home(self) -> nn.Module:
+        return self.layers[0].targets[0].modules[0]
+
+    def look_for_compilers(self) -> None:
+        """Be ready for a compiler that is at work somewhere in the model, or has been."""
+        if self.tracing.seen or is_compiled(self._model):
+            self._hook_for_good()
+
+    def _hook_for_good(self) -> None:
+        """Hook every adapter, bound or not.
+
+        Dynamo ignores hooks registered after it has traced a module, and shares what it traced
+        among blocks of one class (skip_nnmodule_hook_guards); but it guards on what a traced hook
+        reads, here ``bound``.
+        """
+        if self._static:
+            return
+        self._static = True
+        for adapter in self.every_adapter:
+            adapter.hook()
+        torch.compiler.reset()

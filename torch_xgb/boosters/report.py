@@ -1,0 +1,80 @@
+"""What a merge did, told to those who asked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+from torch.utils.hooks import RemovableHandle
+
+from torch_xgb.boosters.forms import Update
+from torch_xgb.formulas.lowrank import frobenius_norms
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["Listeners", "MergeReport", "finite_norms"]
+
+Updates = Mapping[str, list[tuple[Weight, Update]]]  # of each target, its weight's first
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """One merged booster.
+
+    Attributes:
+        booster_index: t.
+        layers: Names of the layers it drew.
+        steps: Optimizer steps it was trained for.
+        rank: r.
+        update_norm: ‖ΔW‖_F = ‖α_t·s·B A‖_F per target.
+        lost: Share of ΔW lost to rounding per target (what a residual carries over is not lost);
+            only targets of less than 32 bits, or under a rounding policy, are measured.
+    """
+
+    booster_index: int
+    layers: tuple[str, ...]
+    steps: int
+    rank: int
+    update_norm: Mapping[str, float]
+    lost: Mapping[str, float]
+
+
+class Listeners:
+    """The functions called after each merge."""
+
+    def __init__(self) -> None:
+        self._functions: OrderedDict[int, Callable[[MergeReport], object]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Stay behind when the optimizer is pickled or copied, as torch's own hooks do."""
+        return {"_functions": OrderedDict()}
+
+    def add(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
+        """Add a function; the handle's ``remove()`` takes it out again."""
+        if not callable(fn):
+            raise TypeError(f"on_merge takes a function of a MergeReport, got {fn!r}")
+        handle = RemovableHandle(self._functions)
+        self._functions[handle.id] = fn
+        return handle
+
+    def tell(self, report: MergeReport) -> None:
+        """Call them in the order they were added."""
+        for fn in list(self._functions.values()):
+            fn(report)
+
+
+def finite_norms(updates: Updates, t: int) -> dict[str, float]:
+    """Return ‖ΔW‖ of every target.
+
+    Raises:
+        RuntimeError: If an update is not finite.
+    """
+    found = frobenius_norms([u for pairs in updates.values() for _, u in pairs]).tolist()
+    if not all(map(isfinite, found)):
+        raise RuntimeError(
+            f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
+            "the learning rate or clip the gradients; finalize(discard=True) drops the booster"
+        )
+    each = iter(found)
+    return {name: [next(each) for _ in pairs][0] for name, pairs in updates.items()}

@@ -1,0 +1,97 @@
+"""The factor Parameters: a fixed set, lent to whatever layers a booster draws."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.boosters.pair import Pair, Shapes
+from torch_xgb.targets.layers import Layer, Target
+
+__all__ = ["ShapesOf", "Slots", "require_plain"]
+
+ShapesOf = Callable[[Target], Shapes]
+
+
+class Slots(nn.Module):
+    """The factor Parameters, at home in the user's model but absent from every ``state_dict``.
+
+    For each shape of pair there are as many as the L_s layers richest in it hold: L_s layers' worth
+    where layers are alike, and never too few where they are not.
+
+    Args:
+        layers: All layers that may be drawn.
+        num_layers: L_s, how many are drawn at a time, at most.
+        shapes_of: Returns the shapes of a target's pair.
+    """
+
+    def __init__(self, layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf) -> None:
+        super().__init__()
+        weights = [target.weight.parameter for layer in layers for target in layer.targets]
+        dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
+        self.shapes_of = shapes_of
+        self.names: dict[Shapes, list[Pair[str]]] = {}
+        for kind, (shapes, count) in enumerate(_most_needed(layers, num_layers, shapes_of).items()):
+            letters = [x for x, shape in shapes._asdict().items() if shape is not None]
+            self.names[shapes] = [Pair(*(f"{x}{kind}_{i}" for x in letters)) for i in range(count)]
+            for names in self.names[shapes]:
+                for name, shape in zip(names, Pair(*shapes), strict=True):
+                    values = torch.zeros(shape, dtype=dtype, device=weights[0].device)
+                    self.register_parameter(name, nn.Parameter(values))
+
+    def lend(self, targets: Iterable[Target]) -> list[Pair[nn.Parameter]]:
+        """Return a pair of each target's shapes, none twice."""
+        free = {shapes: iter(names) for shapes, names in self.names.items()}
+        named = [next(free[self.shapes_of(target)]) for target in targets]
+        return [Pair(*map(self.get_parameter, names)) for names in named]
+
+    def with_parameters(self, parameters: Iterable[nn.Parameter]) -> Slots:
+        """Return slots like these that hold the given Parameters, in the order of these."""
+        twin = copy.copy(self)
+        names = [name for name, _ in self.named_parameters()]
+        twin._parameters = dict(zip(names, parameters, strict=True))
+        return twin
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Save nothing: a checkpoint holds the plain model's keys."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Expect nothing."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slots:
+        """Follow the model to another device, but not to a lower precision."""
+        own = next(self.parameters())
+        moved = fn(torch.empty(0, dtype=own.dtype, device=own.device))
+        if moved.dtype == own.dtype:
+            return super()._apply(fn, recurse)  # type: ignore
+        return super()._apply(lambda p: p.to(moved.device), recurse)  # type: ignore
+
+
+def require_plain(model: nn.Module) -> None:
+    """Refuse a model that an optimizer is still attached to.
+
+    Raises:
+        RuntimeError: If one is.
+    """
+    if taken := [name for name, m in model.named_modules() if isinstance(m, Slots)]:
+        raise RuntimeError(
+            "the model already belongs to a BoostedLowRankOptimizer (its factors are at "
+            f"{taken[0]!r}, and its pending booster belongs to the present weights): call "
+            "finalize() on that optimizer first"
+        )
+
+
+def _most_needed(
+    layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf
+) -> dict[Shapes, int]:
+    """Return, for each shape of pair, how many of them ``num_layers`` layers can hold at most."""
+    per_layer = [Counter(shapes_of(target) for target in layer.targets) for layer in layers]
+    kinds = dict.fromkeys(shapes_of(target) for layer in layers for target in layer.targets)
+    counts = {kind: sorted((c[kind] for c in per_layer), reverse=True) for kind in kinds}
+    return {kind: sum(count[:num_layers]) for kind, count in counts.items()}

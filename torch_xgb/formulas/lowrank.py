@@ -1,0 +1,174 @@
+"""The low-rank pair as formulas on tensors.
+
+Letters and shapes, here and in every other module:
+    x (..., in)     input of a linear map        W (out, in)   its weight, frozen
+    y (..., out)    its output                   A (r, in)     down-projection
+    s               scaling, lora_alpha / r      B (out, r)    up-projection
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from torch_xgb.formulas.entries import widest
+
+__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling"]
+
+
+def scaling(lora_alpha: float | None, r: int) -> float:
+    """Return s = lora_alpha / r, or 1 with None (W + B A, as XGBLoRA writes it).
+
+    References:
+        LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), section 4.1.
+        Less is More: Extreme Gradient Boost Rank-1 Adaption (Zhang et al., 2024), Eq. 8.
+    """
+    return 1.0 if lora_alpha is None else lora_alpha / r
+
+
+def kaiming_bound(in_features: int) -> float:
+    """Return b of U(-b, b), which LoRA draws A from: Kaiming's with a = sqrt(5)."""
+    return math.sqrt(6 / ((1 + 5) * in_features))
+
+
+def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """Return ‖scale·left·right‖_F of every product, without forming one of shape (out, in).
+
+    ‖L R‖²_F = tr((LᵀL)(R Rᵀ)), two (r, r) matrices; of rank 1 it is ‖L‖‖R‖.
+
+    Args:
+        products: Triples of left ``(out, r)``, right ``(r, in)`` and a scale.
+    """
+    if products and all(right.shape[0] == 1 for _, right, _ in products):
+        lefts, rights, scales = zip(*products, strict=True)
+        wide = widest(lefts[0].device)
+        a, b = (torch.stack(torch._foreach_norm(side, 2, dtype=wide)) for side in (lefts, rights))
+        return a * b * torch.tensor(scales, dtype=wide, device=a.device).abs()
+    norms = []
+    for left, right, scale in products:
+        L, R = left.to(widest(left.device)), right.to(widest(right.device))
+        norms.append(((L.T @ L) * (R @ R.T)).sum().clamp(min=0).sqrt() * abs(scale))
+    return torch.stack(norms)
+
+
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """Return y + s·(x Aᵀ)Bᵀ, written into y's own memory; backward keeps x and x Aᵀ alone.
+
+    Args:
+        y: The linear map's fresh output ``(..., out_features)``. Nothing else may hold on to its
+            values: they are overwritten.
+        x: The map's input ``(..., in_features)``.
+        A: Shape ``(r, in_features)``, of any floating dtype; computed with in x's.
+        B: Shape ``(out_features, r)``, of any floating dtype; computed with in y's.
+        s: The scaling.
+
+    Returns:
+        The sum, of y's shape and dtype, sharing y's memory unless y is not contiguous, or somebody
+        follows the computation who needs the plain expression: a compiler (which fuses it by
+        itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
+    """
+    if torch.compiler.is_compiling() or not y.is_contiguous() or _is_followed():
+        h = torch.nn.functional.linear(x, A.to(x.dtype))
+        return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
+    out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _is_followed() -> bool:
+    """Tell whether operations are traced, transformed, or kept one by one."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or torch._C._get_tracing_state() is not None:
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
+
+
+def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -> Tensor:
+    """Return y + s·B(A y + b), an edit of a representation; backward keeps y and A y + b.
+
+    Args:
+        y: The representation ``(..., features)``.
+        A: U₁ of shape ``(r, features)``.
+        B: U₂ᵀ of shape ``(features, r)``.
+        b: Shape ``(r,)``, or None.
+        s: The scaling.
+
+    References:
+        MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
+    """
+    with _as_given(y):
+        h = torch.nn.functional.linear(y, A.to(y.dtype), None if b is None else b.to(y.dtype))
+        return torch.addmm(_rows(y), _rows(h), B.to(y.dtype).T, alpha=s).view(y.shape)
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y ← y + s·(x Aᵀ)Bᵀ in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:  # noqa: ANN401
+        with _as_given(y):
+            h = _rows(x) @ A.to(x).T
+            y.view(-1, y.shape[-1]).addmm_(h.to(y.dtype), B.to(y).T, alpha=s)
+        ctx.save_for_backward(x, h, A, B)
+        ctx.s = s
+        # The output of a linear map with bias is a view; marked dirty, it would make autograd clone
+        # the whole gradient (CopySlices). A detached alias is no view, and the map's own backward
+        # never reads y.
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, h, A, B = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: h must know x and A
+            h = _rows(x) @ A.to(x).T
+        needs_x, needs_A, needs_B = ctx.needs_input_grad[1:4]
+        with _as_given(g):
+            rows = _rows(g)
+            gB = (rows @ B.to(g)).mul_(ctx.s).to(x.dtype)
+            # Of x's shape without a view: autograd adds further gradients of x into it in place.
+            dx = torch.matmul(gB.view(*x.shape[:-1], gB.shape[-1]), A.to(x)) if needs_x else None
+            dA = (gB.T @ _rows(x)).to(A) if needs_A else None
+            dB = (rows.T @ h.to(g.dtype)).to(B).mul_(ctx.s) if needs_B else None
+        return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _as_given(x: Tensor) -> AbstractContextManager[Any]:
+    # Under autocast a matrix product would first copy x, a full-size temporary.
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    # So would oneDNN where float32 products may be rounded: it converts x, for a product so thin
+    # three to eight times the time of the product itself.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and _rounds():
+        return _unrounded()
+    return nullcontext()
+
+
+def _rounds() -> bool:
+    # torch.get_float32_matmul_precision() raises once any backend has been set by the newer API.
+    products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
+    return getattr(products, "fp32_precision", "none") not in ("none", "ieee")
+
+
+@contextmanager
+def _unrounded() -> Iterator[None]:
+    products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = "none"  # so that what was inherited still is
+        if products.fp32_precision != before:
+            products.fp32_precision = before

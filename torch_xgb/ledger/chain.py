@@ -1,0 +1,286 @@
+"""The chain of boosters, kept: score, roll back, apply, save, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.boosters.slots import require_plain
+from torch_xgb.checks import integer
+from torch_xgb.ledger.archive import DOCUMENTS, Archive
+from torch_xgb.ledger.export import ExportReport, write_adapter
+from torch_xgb.ledger.packed import pack
+from torch_xgb.ledger.plot import draw_chain
+from torch_xgb.ledger.records import BoosterRecord, ChainHeader
+from torch_xgb.ledger.restore import find, replay, require_original
+from torch_xgb.ledger.scores import Scores
+from torch_xgb.weights.merge import add_product
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Chain"]
+
+PathLike = str | os.PathLike[str]
+
+
+class Chain:
+    """Every booster of a run in order, in memory or on disk, read one at a time.
+
+    ``chain[t]`` is booster t's ``BoosterRecord``; ``len``, iteration and negative indices work as a
+    list's. Made by ``BoostedLowRankOptimizer(..., record=...)`` as its ``chain``, or by ``load``.
+
+    Example:
+        >>> chain = Chain.load("run")  # doctest: +SKIP
+        >>> chain.score(3, 0.91)  # doctest: +SKIP
+        >>> model = chain.rollback(model, to=chain.best)  # doctest: +SKIP
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    @classmethod
+    def load(cls, path: PathLike) -> Chain:
+        """Open a folder, or a file written by ``save``; one still growing is read as it is now.
+
+        Raises:
+            ValueError: If there is no ledger.
+        """
+        return cls(Archive.at(Path(path)))
+
+    @property
+    def header(self) -> ChainHeader:
+        """What all boosters have in common."""
+        return self._archive.header
+
+    @property
+    def scores(self) -> Scores:
+        """The scores given so far, by booster."""
+        return self._archive.scores
+
+    def __len__(self) -> int:
+        return len(self._archive)
+
+    def __getitem__(self, t: int) -> BoosterRecord:
+        integer("a booster's index", t)
+        if not -len(self) <= t < len(self):
+            raise IndexError(f"no booster {t}: the ledger holds {len(self)}")
+        return self._archive.record(t % len(self))
+
+    def __iter__(self) -> Iterator[BoosterRecord]:
+        return iter(self._archive.records(len(self) - 1))
+
+    def __repr__(self) -> str:
+        scored = f"{len(self.scores)} scored"
+        return f"Chain({len(self)} boosters, {scored}, in {self._archive.where!r})"
+
+    @property
+    def run(self) -> str | None:
+        """The name of the run, random and kept with the chain; None before its first step."""
+        return self.header.run if self._archive.begun else None
+
+    # Scores
+
+    def score(self, t: int, value: float) -> None:
+        """Give booster t a score: the higher, the better the model after it (of a loss, −loss).
+
+        Raises:
+            ValueError: If there is no booster t, or the score is not finite.
+        """
+        self.scores.give(self._booster("t", t, 0), value)
+
+    @property
+    def best(self) -> int:
+        """The booster with the highest score, the first of equals.
+
+        Raises:
+            RuntimeError: If none has one.
+        """
+        return self.scores.best
+
+    @property
+    def best_iteration(self) -> int:
+        """The same, by XGBoost's name."""
+        return self.scores.best
+
+    def should_stop(self, early_stopping_rounds: int) -> bool:
+        """Tell whether the last n scored boosters brought no better score, as XGBoost stops.
+
+        Args:
+            early_stopping_rounds: n, a positive integer.
+        """
+        return self.scores.should_stop(early_stopping_rounds)
+
+    # Back into models
+
+    @torch.no_grad()
+    def rollback(self, model: nn.Module, to: int) -> nn.Module:
+        """Give a model the weights it had after booster ``to``; −1 gives the original ones.
+
+        The original weights are put back and the boosters merged anew, under the same policy: on
+        the same kind of device the result is bitwise the model of a run that ended there. The
+        modules trained in full are as they were then, too.
+
+        Args:
+            model: The trained model, or any of its architecture and dtype; changed in place.
+            to: t, at most ``len(chain) - 1``.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: If an optimizer is still attached to the model, or nothing was recorded.
+            ValueError: If there is no booster t, or the ledger belongs to another model. Nothing is
+                changed.
+        """
+        to = self._booster("to", to, -1)
+        require_plain(model)
+        weights, saved = find(model, self.header)
+        self._require_begun()
+        for name, weight in weights.items():
+            weight.parameter.copy_(self._archive.original(name))
+        replay(self._archive.records(to), weights, self.header)
+        self._restore(saved, to)
+        return model
+
+    @torch.no_grad()
+    def apply(
+        self, model: nn.Module, to: int | None = None, exact: bool | None = None
+    ) -> nn.Module:
+        """Turn the original model into the trained one.
+
+        Args:
+            model: With the weights the run began with; changed in place.
+            to: The last booster to apply, by default the last there is.
+            exact: False merges booster by booster, bitwise as in training. True sums all boosters
+                in float64 and rounds once, closer to their sum than training in 16 bits came. None
+                takes the first for weights of 32 or 64 bits and the second for others.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: If an optimizer is still attached to the model, or nothing was recorded.
+            ValueError: If there is no booster ``to``, or the model's weights are not the original
+                ones. Nothing is changed.
+        """
+        to = self._last(to)
+        require_plain(model)
+        weights, saved = find(model, self.header)
+        self._require_begun()
+        require_original(weights, self.header.fingerprints)
+        narrow = {n for n, w in weights.items() if w.parameter.element_size() < 4}
+        summed = narrow if exact is None else set(weights) if exact else set()
+        if merged := {name: weights[name] for name in weights if name not in summed}:
+            replay(self._archive.records(to), merged, self.header)
+        for name in summed:
+            W = weights[name].place.local
+            W.copy_(add_product(weights[name], W, *self.delta(name, to), 1.0))
+        self._restore(saved, to)
+        return model
+
+    def delta(self, name: str, to: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return a weight's whole update as one product, the boosters' factors side by side.
+
+        Args:
+            name: Of a weight or bias, e.g. ``"encoder.layer.0.output.dense.weight"``.
+            to: The last booster to count, by default the last there is.
+
+        Returns:
+            left (out, R) with the scales folded in, and right (R, in), in float64.
+
+        Raises:
+            ValueError: If the name is not of a weight the ledger follows.
+        """
+        if name not in self.header.weights:
+            known = ", ".join(list(self.header.weights)[:3])
+            raise ValueError(f"no weight {name!r} in the ledger; it follows {known}, …")
+        return self._archive.delta(name, self._last(to))
+
+    # Out of here
+
+    def save(self, file: PathLike) -> None:
+        """Pack everything into one safetensors file, which ``load`` reads.
+
+        Raises:
+            RuntimeError: If nothing was recorded.
+        """
+        self._require_begun()
+        pack(self._archive.store, Path(file), DOCUMENTS)
+
+    def to_peft(
+        self,
+        folder: PathLike,
+        rank: int | None = None,
+        base_model_name_or_path: str | None = None,
+        to: int | None = None,
+    ) -> ExportReport:
+        """Write the chain as a LoRA adapter that ``peft.PeftModel.from_pretrained`` loads.
+
+        Args:
+            folder: Where to write the adapter, its configuration and a model card.
+            rank: None keeps the whole update; k keeps each weight's best approximation of rank k.
+            base_model_name_or_path: The original model, by default what it was loaded from.
+            to: The last booster to export, by default the last there is.
+
+        Returns:
+            The rank and the relative error (Frobenius) per weight, and the error in total.
+
+        Raises:
+            RuntimeError: If nothing was recorded.
+            ValueError: If a LoRA adapter cannot express the chain.
+        """
+        self._require_begun()
+        last = self._last(to)
+        base = base_model_name_or_path or self.header.base_model
+        return write_adapter(
+            Path(folder),
+            replace(self.header, base_model=base),
+            lambda name: self.delta(name, last),
+            self._archive.saved(last),
+            rank,
+            last + 1,
+        )
+
+    def plot(self, path: PathLike | None = None) -> Figure:
+        """Draw update norms per layer and booster, in total, and the effective rank over time.
+
+        Args:
+            path: Where to save the figure, in the format of its ending.
+
+        Returns:
+            The matplotlib figure.
+        """
+        facts = [self._archive.facts(t) for t in range(len(self))]
+        figure = draw_chain(self.header, facts, self.delta, self.scores)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    # Inside
+
+    def _booster(self, argument: str, t: int, lowest: int) -> int:
+        integer(argument, t)
+        if not lowest <= t < len(self):
+            raise ValueError(
+                f"{argument} must be from {lowest} to {len(self) - 1}, for the ledger holds "
+                f"{len(self)} boosters; got {t}"
+            )
+        return t
+
+    def _last(self, to: int | None) -> int:
+        return len(self) - 1 if to is None else self._booster("to", to, -1)
+
+    def _require_begun(self) -> None:
+        if not self._archive.begun:
+            raise RuntimeError("the ledger is empty: nothing was trained with it yet")
+
+    def _restore(self, saved: Mapping[str, nn.Parameter], t: int) -> None:
+        for name, tensor in self._archive.saved(t).items():
+            saved[name].copy_(tensor)

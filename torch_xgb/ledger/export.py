@@ -1,0 +1,261 @@
+"""A chain as a LoRA adapter in PEFT's format: the boosters' factors side by side, or compressed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_xgb.checks import positive_integer
+from torch_xgb.formulas.lowrank import frobenius_norms
+from torch_xgb.formulas.spectrum import compress
+from torch_xgb.ledger.records import ChainHeader, snapshot
+from torch_xgb.ledger.store import import_safetensors, replacing
+from torch_xgb.targets.compiled import plain_name
+
+__all__ = ["ExportReport", "write_adapter"]
+
+Delta = Callable[[str], tuple[Tensor, Tensor]]
+_PREFIX = "base_model.model."  # what peft.PeftModel adds to the names of a model's parameters
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an adapter keeps of a chain.
+
+    Attributes:
+        folder: Where the adapter is.
+        rank: Its rank per weight.
+        error: ‖kept − ΔW‖_F / ‖ΔW‖_F per weight.
+        total_error: The same over all weights together.
+        parameters: The number of the adapter's parameters, modules trained in full included.
+    """
+
+    folder: Path
+    rank: Mapping[str, int]
+    error: Mapping[str, float]
+    total_error: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What an adapter holds of one weight; ``lost`` and ``norm`` are Frobenius norms of ΔW."""
+
+    B: Tensor
+    A: Tensor
+    lost: float
+    norm: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.A)
+
+
+def write_adapter(
+    folder: Path,
+    header: ChainHeader,
+    delta: Delta,
+    saved: Mapping[str, Tensor],
+    rank: int | None,
+    boosters: int,
+) -> ExportReport:
+    """Write adapter_config.json, adapter_model.safetensors and README.md.
+
+    Args:
+        folder: Where to.
+        header: The chain's.
+        delta: Returns a weight's whole update as two factors, by name.
+        saved: The Parameters trained in full.
+        rank: The rank to cut to, or None for all of the update.
+        boosters: How many the update sums up, for the model card.
+
+    Raises:
+        ValueError: If a LoRA adapter cannot express the update.
+    """
+    if rank is not None:
+        positive_integer("rank", rank, "a positive integer or None")
+    safetensors = import_safetensors()
+    names = [name for name, facts in header.weights.items() if _is_weight(name)]
+    pairs = {name: _pair(*delta(name), rank) for name in names}
+    pairs = {name: pair for name, pair in pairs.items() if pair.rank}
+    if not pairs:
+        raise ValueError("there is no update to export: the chain holds no merged booster")
+    biases = _biases(header, delta)
+    modules = {m: pair for name, pair in pairs.items() for m in header.weights[name].modules}
+    _check_biases(biases, modules)
+    saved_modules = _saved_modules(header, modules)
+    tensors = _tensors(modules, biases, saved)
+    config = _config(header, modules, bool(biases), saved_modules)
+    report = ExportReport(
+        folder,
+        {name: pair.rank for name, pair in pairs.items()},
+        {name: pair.lost / pair.norm if pair.norm else 0.0 for name, pair in pairs.items()},
+        _share([pair.lost for pair in pairs.values()], [pair.norm for pair in pairs.values()]),
+        sum(tensor.numel() for tensor in tensors.values()),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "adapter_model.safetensors") as part:
+        safetensors.save_file(tensors, part, {"format": "pt"})
+    with replacing(folder / "adapter_config.json") as part:
+        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "README.md") as part:
+        part.write_text(_card(header, report, rank, boosters), encoding="utf-8")
+    return report
+
+
+def _pair(left: Tensor, right: Tensor, rank: int | None) -> _Pair:
+    """Return an update's factors, of less rank where that is asked for or loses nothing."""
+    most = min(len(left), right.shape[1])
+    wanted = most if rank is None else min(rank, most)
+    norm = float(frobenius_norms([(left, right, 1.0)]))
+    if len(right) <= wanted:
+        return _Pair(left, right, 0.0, norm)
+    left, right, sigma = compress(left, right, wanted)
+    return _Pair(left, right, float(sigma[wanted:].norm()), norm)
+
+
+def _biases(header: ChainHeader, delta: Delta) -> dict[str, Tensor]:
+    """Return the updates of biases by the names of their modules; none if none has one."""
+    found = {}
+    for name in header.weights:
+        if not _is_weight(name):
+            left, right = delta(name)
+            found[plain_name(name.rpartition(".")[0])] = (left @ right).squeeze(1)
+    return found if any(bool(update.any()) for update in found.values()) else {}
+
+
+def _check_biases(biases: Mapping[str, Tensor], modules: Mapping[str, _Pair]) -> None:
+    if not biases:
+        return
+    without = [name for name in modules if name not in biases]
+    if without:
+        raise ValueError(
+            "the chain updates biases, and an adapter of PEFT has a bias for every module or for "
+            f"none (lora_bias): {len(without)} of {len(modules)} modules have none, first "
+            f"{without[0]!r}. Save the trained model instead (save_pretrained), or exclude these "
+            "modules from training"
+        )
+
+
+def _saved_modules(header: ChainHeader, modules: Mapping[str, _Pair]) -> list[str]:
+    """Return the outermost of the modules trained in full; PEFT finds them by the ends of names.
+
+    Raises:
+        ValueError: If it would take a target for one.
+    """
+    names = [plain_name(name) for name in header.saved_modules]
+    outermost = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+    for name in outermost:
+        for target in modules:
+            if target.endswith(name) or re.match(rf"(^|.*\.){name}($|\..*)", target):
+                raise ValueError(
+                    f"PEFT would take the target {target!r} for the module {name!r}, which was "
+                    "trained in full, for its name ends alike: save the trained model instead "
+                    "(save_pretrained)"
+                )
+    return outermost
+
+
+def _tensors(
+    modules: Mapping[str, _Pair], biases: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    tensors = {}
+    for name, pair in modules.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = snapshot(pair.A.float())
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = snapshot(pair.B.float())
+        if biases:
+            tensors[f"{_PREFIX}{name}.lora_B.bias"] = snapshot(biases[name].float())
+    return tensors | {_PREFIX + plain_name(name): snapshot(value) for name, value in saved.items()}
+
+
+def _config(
+    header: ChainHeader, modules: Mapping[str, _Pair], biased: bool, saved: Sequence[str]
+) -> dict[str, Any]:
+    """Return adapter_config.json, with a scaling lora_alpha / r of 1 for every module."""
+    ((r, _),) = Counter(pair.rank for pair in modules.values()).most_common(1)
+    # PEFT prepends (.*\.)? to a pattern; the anchor keeps it from matching inner modules.
+    pattern = {f"^{re.escape(n)}": pair.rank for n, pair in modules.items() if pair.rank != r}
+    transposed = any(facts.transposed for facts in header.weights.values())
+    parent, _, kind = (header.model_class or "").partition(":")
+    mapping = {"base_model_class": kind, "parent_library": parent}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": mapping if parent.startswith("transformers.") else None,
+        "base_model_name_or_path": header.base_model,
+        "revision": None,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": r,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": _target_modules(header, modules),
+        "modules_to_save": list(saved) or None,
+        "fan_in_fan_out": transposed,
+        "bias": "none",
+        "lora_bias": biased,
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _target_modules(header: ChainHeader, modules: Mapping[str, _Pair]) -> list[str] | str:
+    """Return whole names, or an expression for them where PEFT would take one for another's end."""
+    others = {m for facts in header.weights.values() for m in facts.modules} - modules.keys()
+    if any(other.endswith(f".{name}") for other in others for name in modules):
+        return "|".join(f"({re.escape(name)})" for name in modules)
+    return list(modules)
+
+
+def _card(header: ChainHeader, report: ExportReport, rank: int | None, boosters: int) -> str:
+    """Return the model card; the hub takes names of its own models alone for a base."""
+    base = header.base_model
+    known = (
+        base is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(base).exists()
+    )
+    ranks = sorted(report.rank.values())
+    size = f"{ranks[0]}" if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
+    kept = (
+        "The adapter is their exact sum"
+        if rank is None
+        else f"The adapter is the best approximation of rank {rank} of their sum, with a relative "
+        f"error of {report.total_error:.2g} (Frobenius norm, all weights)"
+    )
+    lines = ["---", "library_name: peft", *([f"base_model: {base}"] if known else [])]
+    lines += [
+        "tags:",
+        "- lora",
+        "- torch_xgb",
+        "---",
+        "",
+        f"# A LoRA adapter of {boosters} boosters",
+    ]
+    lines += ["", f"Trained with torch_xgb as a chain of {boosters} low-rank boosters. {kept}."]
+    lines += [
+        f"It adapts {len(report.rank)} weights with ranks {size}; {report.parameters:,} parameters."
+    ]
+    if header.saved_modules:
+        lines += ["", f"Trained in full and included: {', '.join(header.saved_modules)}."]
+    lines += ["", "```python", "from peft import PeftModel", ""]
+    lines += ["# base: the model it was trained from" + (f", {base}" if known else "")]
+    lines += ['model = PeftModel.from_pretrained(base, "path/to/this/folder")', "```", ""]
+    return "\n".join(lines)
+
+
+def _is_weight(name: str) -> bool:
+    return name.rpartition(".")[2] == "weight"
+
+
+def _share(parts: Sequence[float], wholes: Sequence[float]) -> float:
+    whole = float(torch.tensor(wholes).norm())
+    return float(torch.tensor(parts).norm()) / whole if whole else 0.0

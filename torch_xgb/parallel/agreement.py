@@ -1,0 +1,90 @@
+"""Processes that are to train one model agree on what they train, or are told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from torch_xgb.processes import gather
+from torch_xgb.weights.dtensors import local
+from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.places import place_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["agree"]
+
+_ROWS = 16  # of each weight that are compared
+
+
+def agree(
+    settings: Mapping[str, Any],
+    weights: Iterable[tuple[str, Tensor]],
+    group: ProcessGroup | None,
+) -> None:
+    """Compare a configuration and weights with those of the other processes.
+
+    One digest an entry is exchanged, once. Of every weight kept whole some rows are compared;
+    shards belong to one process each, and only their shape is.
+
+    Args:
+        settings: Plain values by name.
+        weights: Parameters by name.
+        group: The processes that train the model.
+
+    Raises:
+        ValueError: On every process, if one of them differs from the first.
+    """
+    if group is None or group.size() == 1:
+        return
+    mine = {name: _digest(json.dumps(_even(v), sort_keys=True)) for name, v in settings.items()}
+    mine |= {f"the weight {name}": _of_weight(parameter) for name, parameter in weights}
+    everyone = gather(mine, group)
+    differing = {
+        rank: names for rank, theirs in enumerate(everyone) if (names := _unequal(theirs, everyone))
+    }
+    if differing:
+        shown = "; ".join(f"rank {r}: {_listed(names)}" for r, names in differing.items())
+        raise ValueError(
+            f"processes that train one model must begin alike, but not all equal rank 0: {shown}. "
+            "Give every process the same arguments and weights (load the same checkpoint, or seed "
+            "alike before a module is initialised); to train a model of its own in each process, "
+            "build the optimizer before torch.distributed.init_process_group"
+        )
+
+
+def _unequal(theirs: Mapping[str, str], everyone: Sequence[Mapping[str, str]]) -> list[str]:
+    first = everyone[0]
+    return [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _of_weight(parameter: Tensor) -> str:
+    place = place_of(parameter)
+    facts = f"{place.shape} {parameter.dtype}"
+    if place.group is None and parameter.numel():
+        kept = local(parameter.detach()).reshape(len(parameter) if parameter.ndim else 1, -1)
+        sample = kept[:: -(-len(kept) // _ROWS)]
+        facts += f" {fingerprint(sample)}"
+    return _digest(facts)
+
+
+def _even(value: Any) -> Any:  # noqa: ANN401
+    """Spell equal numbers alike."""
+    if isinstance(value, dict):
+        return {key: _even(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_even(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _digest(facts: str) -> str:
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()

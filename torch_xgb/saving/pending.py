@@ -1,0 +1,206 @@
+"""A pending booster in a checkpoint: folded into the weights, and taken out again on loading.
+
+``model.state_dict()`` at any moment is the plain model's: a drawn target's entry is W + s·B A,
+rounded once to W's dtype. Beside such weights an optimizer resumes by subtracting the same product.
+Rounding both ways restores W but for a few entries, where an exponent changed; those travel in the
+optimizer's state as a repair, so that a resumed run goes on bitwise. Fingerprints tell whether
+weights and state belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from torch_xgb.boosters.adapter import Adapter
+from torch_xgb.boosters.carry import Carry
+from torch_xgb.formulas.entries import as_bits
+from torch_xgb.processes import gather
+from torch_xgb.saving.fold import FoldIn, Resumed, StartOver, fold, unfold
+from torch_xgb.weights.fingerprints import fingerprints
+from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.places import shard_group
+from torch_xgb.weights.weight import Weight
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Pending"]
+
+Entries = tuple[Tensor, Tensor, Tensor]  # rows, columns, values of a matrix
+
+
+class Pending:
+    """The state-dict hooks of every target, and the checkpoint's entries about weights.
+
+    Args:
+        adapters: The adapters of every layer.
+        merger: Whose residuals belong to the weights.
+        carry: What targets remember of earlier pairs, if they do.
+    """
+
+    def __init__(self, adapters: Iterable[Adapter], merger: Merger, carry: Carry | None) -> None:
+        self.adapters = list(adapters)
+        self.merger = merger
+        self.carry = carry
+        self.resumed = Resumed()
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every weight that may be merged into."""
+        return [weight for _, weight in self._weights()]
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        for adapter in self.adapters:
+            for module in adapter.target.modules:
+                self._handles.append(module.register_state_dict_post_hook(FoldIn(adapter)))
+                hook = StartOver(adapter, self.merger, self.carry, self.resumed)
+                self._handles.append(module.register_load_state_dict_pre_hook(hook))
+
+    def detach(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ties the state to the weights: fingerprints, repairs, residuals.
+
+        The same on every process; where weights are sharded, all of them must call it.
+        """
+        folded, repairs = [], {}
+        for adapter, weight in self._weights():
+            if adapter.pending:
+                merged = fold(adapter, weight)
+                folded.append((weight, merged))
+                repairs[weight.name] = _differing(weight, unfold(adapter, weight, merged))
+        weights = self.weights
+        return {
+            "frozen": _named(weights, fingerprints((w, w.place.local) for w in weights)),
+            "folded": _named([weight for weight, _ in folded], fingerprints(folded)),
+            "repairs": _everyones(repairs, shard_group([w.parameter for w in weights])),
+            "residuals": self.merger.state_dict(weights),
+        }
+
+    def find_folded(self, state: dict[str, Any]) -> set[str]:
+        """Return the weights that hold the saved booster at present, changing nothing.
+
+        Raises:
+            RuntimeError: If some weight is neither the saved one nor the saved one folded.
+        """
+        weights = self.weights
+        present = _named(weights, fingerprints((w, w.place.local) for w in weights))
+        folded = {name for name, value in present.items() if value == state["folded"].get(name)}
+        strangers = [
+            weight
+            for weight in weights
+            if weight.name not in folded and present[weight.name] != state["frozen"][weight.name]
+        ]
+        if strangers:
+            raise RuntimeError(
+                "the optimizer's state does not belong to the model's weights: "
+                f"{len(strangers)} of {len(state['frozen'])} differ, first {strangers[0].name!r} "
+                f"({strangers[0].parameter.dtype}). Load the model saved together with this state, "
+                "in the same dtype, first: model.load_state_dict(...), then "
+                "optimizer.load_state_dict(...)"
+            )
+        return folded
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any], folded: set[str]) -> None:
+        """Take the booster just loaded out of the weights that hold it; restore the residuals."""
+        for adapter, weight in self._weights():
+            if weight.name in folded:
+                place = weight.place
+                place.local.copy_(unfold(adapter, weight, place.local))
+                _write(weight, state["repairs"][weight.name])
+                place.changed()
+        self.merger.load_state_dict(state["residuals"], self.weights)
+        self.resumed.loaded()
+
+    @contextmanager
+    def folded_in(self) -> Iterator[None]:
+        """Have the pending booster in the weights themselves for a while, and nowhere else.
+
+        For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
+        were, bitwise.
+        """
+        found = [(a, w, w.place.local.clone()) for a, w in self._weights() if a.pending]
+        with ExitStack() as aside:
+            try:
+                with torch.no_grad():
+                    for adapter, weight, _ in found:
+                        _overwrite(weight, fold(adapter, weight))
+                for adapter in self.adapters:
+                    aside.enter_context(adapter.aside())
+                yield
+            finally:
+                with torch.no_grad():
+                    for _, weight, kept in found:
+                        _overwrite(weight, kept)
+
+    @torch.no_grad()
+    def follow(self, original: Pending) -> None:
+        """Undo what copying did to a model whose optimizer was copied with it: see ``FoldIn``."""
+        for adapter, theirs in zip(self.adapters, original.adapters, strict=True):
+            if adapter.wake():
+                for weight, source in zip(adapter.weights, theirs.weights, strict=True):
+                    weight.parameter.copy_(source.parameter)
+
+    def _weights(self) -> Iterator[tuple[Adapter, Weight]]:
+        return ((adapter, weight) for adapter in self.adapters for weight in adapter.weights)
+
+
+def _differing(weight: Weight, other: Tensor) -> Entries:
+    """Return the entries of a weight, as kept here, in which another tensor differs from it."""
+    found = []
+    for own, theirs in zip(weight.pieces(), weight.pieces(other), strict=True):
+        rows, columns = (as_bits(own.values) != as_bits(theirs.values)).nonzero(as_tuple=True)
+        at = (rows + own.rows.start, columns + own.columns.start)
+        found.append((*at, own.values[rows, columns]))
+    if not found:
+        none = torch.empty(0, dtype=torch.int64)
+        return none, none, torch.empty(0, dtype=other.dtype)
+    rows, columns, values = (torch.cat(part) for part in zip(*found, strict=True))
+    return rows, columns, values
+
+
+def _overwrite(weight: Weight, kept: Tensor) -> None:
+    """Make what this process keeps of a weight equal to a tensor laid out alike."""
+    place = weight.place
+    place.local.copy_(kept)
+    place.changed()
+
+
+def _write(weight: Weight, entries: Entries) -> None:
+    """Write those of a matrix's entries that are kept here."""
+    for piece in weight.pieces():
+        rows, columns, values = (tensor.to(piece.values.device) for tensor in entries)
+        here = (rows >= piece.rows.start) & (rows < piece.rows.stop)
+        here &= (columns >= piece.columns.start) & (columns < piece.columns.stop)
+        at = (rows[here] - piece.rows.start, columns[here] - piece.columns.start)
+        piece.values[at] = values[here].to(piece.values.dtype)
+
+
+def _everyones(own: dict[str, Entries], group: ProcessGroup | None) -> dict[str, Entries]:
+    """Put the entries of all processes together."""
+    if group is None:
+        return own
+    shares = gather({n: tuple(t.cpu() for t in entries) for n, entries in own.items()}, group)
+    together = {}
+    for name in own:
+        rows, columns, values = zip(*(share[name] for share in shares), strict=True)
+        together[name] = (torch.cat(rows), torch.cat(columns), torch.cat(values))
+    return together
+
+
+def _named(weights: Sequence[Weight], values: Sequence[int]) -> dict[str, int]:
+    return {weight.name: value for weight, value in zip(weights, values, strict=True)}

@@ -1,0 +1,265 @@
+"""What of a model a run is about: the layers that may be drawn, the modules trained in full."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from torch_xgb.settings import Settings
+from torch_xgb.targets.admission import admit
+from torch_xgb.targets.blocks import find_blocks
+from torch_xgb.targets.compiled import uncompiled
+from torch_xgb.targets.heads import select_saved
+from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["Selection", "check_rank", "select", "select_layers"]
+
+Names = str | Sequence[str]
+Matches = Callable[[str], bool]
+
+_NEVER_CALLED = nn.MultiheadAttention  # reads out_proj.weight and never calls out_proj
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What of a model a run is about.
+
+    Attributes:
+        model: The model, out of what ``torch.compile`` wrapped it in.
+        layers: What may be drawn, in the order of definition.
+        heads: The modules trained in full, by name.
+    """
+
+    model: nn.Module
+    layers: list[Layer]
+    heads: dict[str, nn.Module]
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets of all layers."""
+        return [target for layer in self.layers for target in layer.targets]
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """The Parameters of the heads, by name.
+
+        Looked up anew: ``load_state_dict(assign=True)`` and sharding replace them.
+        """
+        return {n: p for name, head in self.heads.items() for n, p in head.named_parameters(name)}
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The same, each once."""
+        return list(dict.fromkeys(self.named.values()))
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What two runs must share of it, in plain types."""
+        return {
+            "modules_to_save": sorted(self.heads),
+            "targets": {target.name: list(target.shape) for target in self.targets},
+        }
+
+    def check_untied(self, weights: Iterable[Weight]) -> None:
+        """Refuse a weight that something besides its target holds: a merge would change both.
+
+        Raises:
+            ValueError: With its name and the other's.
+        """
+        holders = _holders(self.model)
+        for weight in weights:
+            held = holders[id(weight.parameter)]
+            others = [name for name, module in held if all(m is not module for m in weight.modules)]
+            if others:
+                raise ValueError(
+                    f"{weight.name} is tied to {others[0]!r}: a merge would change both. Leave it "
+                    "out with exclude_modules, untie them, or train no biases"
+                )
+
+
+def select(model: nn.Module, settings: Settings) -> Selection:
+    """Find what of a model a run is about: see ``select_saved`` and ``select_layers``.
+
+    Raises:
+        TypeError: If a specification is of the wrong type.
+        ValueError: If the model cannot be adapted, or nothing matches.
+    """
+    model = uncompiled(model)
+    admit(model)
+    heads = select_saved(model, settings.modules_to_save)
+    layers = select_layers(model, settings.target_modules, settings.exclude_modules, heads.values())
+    return Selection(model, layers, heads)
+
+
+def check_rank(r: int, layers: Sequence[Layer]) -> None:
+    """Refuse a rank larger than some weight's smaller side.
+
+    Raises:
+        ValueError: If it is, with the weights' number and the first one's name.
+    """
+    narrow = [(t.name, t.shape) for layer in layers for t in layer.targets if r > min(t.shape)]
+    if narrow:
+        name, shape = narrow[0]
+        raise ValueError(
+            f"r={r} is larger than the smaller side of {len(narrow)} weights, first {name!r} of "
+            f"shape {shape}; choose a smaller r or leave them out with exclude_modules"
+        )
+
+
+def select_layers(
+    model: nn.Module,
+    target_modules: Names,
+    exclude_modules: Names | None,
+    saved: Iterable[nn.Module] = (),
+) -> list[Layer]:
+    """Return the layers that hold at least one designated weight, in the order of definition.
+
+    Args:
+        model: The model.
+        target_modules: PEFT's grammar: ``"all-linear"`` (every linear map inside the repeated
+            blocks; of a model without blocks, every one but the output embedding), a regular
+            expression matched against whole module names, or a list of names or name suffixes. A
+            match outside the blocks becomes a layer of its own.
+        exclude_modules: What to leave out, as a regular expression or a list.
+        saved: Modules trained in full, which are never targets.
+
+    Raises:
+        TypeError: If a specification is neither string nor list of strings.
+        ValueError: If nothing matches (the message lists what there is), or a matched weight is
+            tied to a module that is not a target, so that a merge would change more than the
+            target.
+    """
+    everything = target_modules == "all-linear"
+    included = (lambda name: True) if everything else _matcher(target_modules, "target_modules")
+    excluded = (
+        _matcher(exclude_modules, "exclude_modules")
+        if exclude_modules is not None
+        else lambda name: False
+    )
+    kept_out = {id(inner) for module in saved for inner in module.modules()}
+    if everything:
+        kept_out |= _uncalled(model)
+    candidates = {n: m for n, m in model.named_modules() if is_linear(m) and id(m) not in kept_out}
+    blocks = find_blocks(model, is_linear)
+    owner = _owners(blocks)
+    if everything and blocks:
+        candidates = {n: m for n, m in candidates.items() if id(m) in owner}
+
+    chosen = {n: m for n, m in candidates.items() if included(n) and not excluded(n)}
+    if not everything:
+        _explain_unmatched(target_modules, model, chosen, candidates)
+    targets = _targets(model, chosen, skip_tied=everything)
+    if not targets:
+        raise ValueError(_nothing_found(target_modules, exclude_modules, candidates))
+    return _group(targets, owner)
+
+
+def _uncalled(model: nn.Module) -> set[int]:
+    return {id(m.out_proj) for m in model.modules() if isinstance(m, _NEVER_CALLED)}
+
+
+def _owners(blocks: list[tuple[str, nn.Module]]) -> dict[int, str]:
+    owner: dict[int, str] = {}
+    for name, block in blocks:
+        for module in block.modules():
+            owner.setdefault(id(module), name)
+    return owner
+
+
+def _matcher(names: Names, argument: str) -> Matches:
+    if isinstance(names, str):
+        try:
+            pattern = re.compile(names)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} is not a regular expression: {names!r} ({error})"
+            ) from error
+        return lambda name: pattern.fullmatch(name) is not None
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a string or a list of strings, got {names!r}")
+    listed = tuple(names)
+    return lambda name: any(name == entry or name.endswith(f".{entry}") for entry in listed)
+
+
+def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) -> list[Target]:
+    """Make a target of each distinct weight; one also held elsewhere is skipped or refused."""
+    holders = _holders(model)
+    targets, seen = [], set()
+    for name, module in chosen.items():
+        weight = module._parameters["weight"]
+        if id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        strangers = [other for other, _ in holders[id(weight)] if other not in chosen]
+        if strangers and skip_tied:
+            continue
+        if strangers:
+            raise ValueError(
+                f"{name}.weight is tied to {strangers[0]!r}, which is not a target: a merge would "
+                "change both. Leave it out with exclude_modules, or untie the weights"
+            )
+        targets.append(_target(name, holders[id(weight)]))
+    return targets
+
+
+def _holders(model: nn.Module) -> defaultdict[int, list[tuple[str, nn.Module]]]:
+    """Return the modules that hold each Parameter, with their names, by its identity."""
+    holders: defaultdict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders[id(parameter)].append((name, module))
+    return holders
+
+
+def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:
+    modules = tuple(module for _, module in holders)
+    biases = tuple(
+        Weight(f"{holder}.bias", (module,), "bias")
+        for holder, module in holders
+        if module._parameters.get("bias") is not None
+    )
+    return Target(name, Weight(f"{name}.weight", modules, "weight", is_conv1d(modules[0])), biases)
+
+
+def _group(targets: list[Target], owner: dict[int, str]) -> list[Layer]:
+    grouped: defaultdict[str, list[Target]] = defaultdict(list)
+    for target in targets:
+        grouped[owner.get(id(target.modules[0]), target.name)].append(target)
+    return [Layer(name, tuple(members)) for name, members in grouped.items()]
+
+
+def _explain_unmatched(
+    names: Names, model: nn.Module, chosen: dict[str, nn.Module], candidates: dict[str, nn.Module]
+) -> None:
+    if isinstance(names, str) or not chosen:
+        return
+    all_names = [name for name, _ in model.named_modules()]
+    for entry in names:
+        matches = _matcher([entry], "target_modules")
+        if any(matches(name) for name in candidates):
+            continue
+        found = next((name for name in all_names if matches(name)), None)
+        if found is not None and is_linear(model.get_submodule(found)):
+            continue  # trained in full
+        what = f"is no linear map (found {found!r})" if found else "matches no module"
+        warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=4)
+
+
+def _nothing_found(names: Names, exclude: Names | None, candidates: dict[str, nn.Module]) -> str:
+    if not candidates:
+        return "the model has no torch.nn.Linear or transformers Conv1D that can be adapted"
+    suffixes = sorted({name.rpartition(".")[2] or name for name in candidates})
+    shown = ", ".join(suffixes[:20]) + (", …" if len(suffixes) > 20 else "")
+    return (
+        f"no module matches target_modules={names!r}, exclude_modules={exclude!r}; "
+        f"the model's {len(candidates)} linear maps end in: {shown}. A string is a regular "
+        f"expression for the whole name, e.g. {next(iter(candidates))!r}; a list holds names or "
+        "their endings"
+    )

@@ -1,0 +1,61 @@
+"""Numbers that tell whether two weights are the same, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from torch_xgb.formulas.entries import as_bits, row_chunks
+from torch_xgb.processes import total
+from torch_xgb.weights.places import Piece, whole_piece
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["fingerprint", "fingerprints", "mixed_sum"]
+
+_MASK = (1 << 64) - 1
+
+
+def fingerprint(W: Tensor) -> int:
+    """Return a 64-bit number that changes with any bit of a matrix and any exchange of entries.
+
+    A sum over entries of their mixed bits, weighted by row and by column, modulo 2⁶⁴: in integers,
+    so that neither the order of summation, nor the device, nor how the matrix is shared out over
+    processes matters.
+
+    Args:
+        W: Of shape (out, in).
+    """
+    return int(mixed_sum(whole_piece(W))) & _MASK
+
+
+def fingerprints(kept: Iterable[tuple[Weight, Tensor]]) -> list[int]:
+    """Return fingerprints of weights; of all sharded ones together by one all-reduce.
+
+    Args:
+        kept: Each weight with what this process keeps of it, or another tensor laid out alike.
+    """
+    own = [(_local_sum(weight, tensor), weight.place.group) for weight, tensor in kept]
+    return [int(value) & _MASK for value in total(own)]
+
+
+def _local_sum(weight: Weight, kept: Tensor) -> Tensor:
+    start = torch.zeros((), dtype=torch.int64, device=kept.device)
+    return sum((mixed_sum(piece) for piece in weight.pieces(kept)), start)
+
+
+def mixed_sum(piece: Piece) -> Tensor:
+    """Return a piece's share of its matrix's fingerprint, a 64-bit integer that wraps around."""
+    W = piece.values
+    bits, device = as_bits(W), W.device
+    rows = torch.arange(piece.rows.start, piece.rows.stop, device=device)
+    columns = torch.arange(piece.columns.start, piece.columns.stop, device=device)
+    of_rows = (rows + 1) * 0x9E3779B1 + 0x85EBCA77
+    of_columns = (columns + 1) * 0xC2B2AE3D + 0x27D4EB2F
+    summed = torch.zeros((), dtype=torch.int64, device=device)
+    for chunk in row_chunks(W):
+        wide = bits[chunk].to(torch.int64)
+        wide = (wide ^ (wide << 21)) * of_columns
+        summed += (wide.sum(1) * of_rows[chunk]).sum()
+    return summed

@@ -1,0 +1,195 @@
+"""W ← W + ΔW with ΔW of low rank, under one policy for precision.
+
+float32 and float64 weights take the product directly. In bfloat16 and float16 most of a small
+update is rounded away, so what happens to the remainder is a policy: forget it ("nearest"), round
+up or down at random so that nothing is lost on average ("stochastic"), or carry it over to the next
+merge ("residual").
+
+A residual alone leaves weights at the nearest value, and what was learned out of the model's sight
+until it adds up to half a unit. So every entry has its own threshold between two values, drawn once
+for the whole run: of entries a third of the way up a third are rounded up. The weights then hold
+the update on average at every moment, as under "stochastic", with the noise of one rounding instead
+of one a merge; an entry that does not change is not rounded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torch_xgb.checks import device, one_of
+from torch_xgb.formulas.entries import row_chunks, widest
+from torch_xgb.formulas.rounding import round_stochastically, round_to_nearest
+from torch_xgb.formulas.streams import stream
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["MERGE_PRECISIONS", "Merger", "add_product", "carries_over"]
+
+MERGE_PRECISIONS = ("auto", "nearest", "stochastic", "residual")
+
+_MARGIN = 1 / 128  # more than a residual of 8 bits loses: a value merged and taken back returns
+
+
+@dataclass(eq=False)
+class Merger:
+    """Merges updates into weights; under "residual" it holds what their dtype could not.
+
+    Args:
+        precision: One of ``MERGE_PRECISIONS``. "auto" is "residual" for weights of less than 32
+            bits and "nearest" for the others; docs/precision.md has the measurement behind it.
+        seed: Of the numbers that rounding draws.
+        residual_device: Where the residuals live; None keeps them beside their weights.
+
+    Attributes:
+        residuals: Per weight, laid out like what this process keeps of it, appearing at its first
+            merge.
+
+    Raises:
+        ValueError: If ``precision`` or the device is unknown.
+    """
+
+    precision: str
+    seed: int
+    residual_device: torch.device | str | None = None
+    residuals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("merge_precision", self.precision, MERGE_PRECISIONS)
+        if self.residual_device is not None:
+            self.residual_device = device("residual_device", self.residual_device)
+
+    @torch.no_grad()
+    def merge(
+        self, weight: Weight, left: Tensor, right: Tensor, scale: float, booster_index: int
+    ) -> float | None:
+        """Add scale·left·right to a weight, in place.
+
+        Args:
+            weight: W, of shape (out, in).
+            left: Shape ``(out, r)``.
+            right: Shape ``(r, in)``.
+            scale: A factor of the whole update.
+            booster_index: t, which "stochastic" draws new numbers for.
+
+        Returns:
+            The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
+            carries over counted as kept; None where it was not measured, in float32 and float64.
+            Of a sharded weight that of the part kept here: a merge communicates nothing.
+        """
+        place = weight.place
+        W = place.local
+        precision = self._precision(W)
+        pieces = weight.pieces()
+        if weight.transposed:
+            pieces, left, right = [piece.T for piece in pieces], right.T, left.T
+        if precision == "nearest" and W.dtype in (torch.float32, torch.float64):
+            left, right = left.to(W), right.to(W)
+            for piece in pieces:
+                piece.values.addmm_(left[piece.rows], right[:, piece.columns], alpha=scale)
+            place.changed()
+            return None
+        wide = torch.float32 if W.element_size() < 4 else widest(W.device)
+        left, right = left.to(W.device, wide), right.to(W.device, wide)
+        residuals = place.pieces(self._residual(weight.name, W)) if precision == "residual" else ()
+        sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
+        for i, piece in enumerate(pieces):
+            # Shards of a weight draw numbers of their own, its replicas the same.
+            corner = f"@{a},{b}" if (a := piece.rows.start) | (b := piece.columns.start) else ""
+            rounding = self._rounding(precision, W, weight.name + corner, booster_index)
+            L, R = left[piece.rows], right[:, piece.columns]
+            E = residuals[i].values if residuals else None
+            for rows in row_chunks(piece.values):
+                delta = (L[rows] @ R).mul_(scale)
+                kept = _merge_rows(piece.values[rows], delta, E if E is None else E[rows], rounding)
+                sums += torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
+        place.changed()
+        kept_share, whole = sums.tolist()
+        return 1 - kept_share / whole if whole else 0.0
+
+    def forget(self, weight: Weight) -> None:
+        """Drop a weight's residual: other values have been put into the weight."""
+        self.residuals.pop(weight.name, None)
+
+    def state_dict(self, weights: Iterable[Weight]) -> dict[str, Tensor]:
+        """Return the residuals as a checkpoint holds such Parameters, by name."""
+        places = {weight.name: weight.place for weight in weights}
+        return {name: places[name].store(E) for name, E in self.residuals.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], weights: Iterable[Weight]) -> None:
+        """Take such residuals over, by copy, each process its part."""
+        self.residuals = {}
+        for weight in weights:
+            if weight.name in state:
+                place = weight.place
+                self.residuals[weight.name] = place.part(state[weight.name]).to(
+                    self.residual_device or place.local.device,
+                    copy=True,
+                    memory_format=torch.contiguous_format,
+                )
+
+    def _precision(self, W: Tensor) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "residual" if carries_over(self.precision, W.element_size()) else "nearest"
+
+    def _residual(self, name: str, W: Tensor) -> Tensor:
+        if name not in self.residuals:
+            self.residuals[name] = torch.zeros_like(W, device=self.residual_device)
+        return self.residuals[name]
+
+    def _rounding(self, precision: str, W: Tensor, name: str, booster_index: int) -> Rounding:
+        if precision == "nearest":
+            return round_to_nearest
+        if precision == "stochastic":
+            generator = stream(self.seed, booster_index, f"rounding/{name}", W.device)
+            return lambda exact, dtype: round_stochastically(exact, dtype, generator)
+        thresholds = stream(self.seed, 0, f"thresholds/{name}", W.device)
+        return lambda exact, dtype: round_stochastically(exact, dtype, thresholds, _MARGIN)
+
+
+def carries_over(precision: str, itemsize: int) -> bool:
+    """Tell whether merges keep a residual of a weight of so many bytes an entry."""
+    return precision == "residual" or (precision == "auto" and itemsize < 4)
+
+
+def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return W + scale·left·right, rounded once to W's dtype.
+
+    Args:
+        weight: W, of shape (out, in).
+        kept: What this process keeps of it, or another tensor laid out alike.
+        left: Shape ``(out, r)``.
+        right: Shape ``(r, in)``.
+        scale: A factor of the product.
+    """
+    wide = widest(kept.device)
+    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
+    result = kept.clone()
+    for piece in weight.pieces(result):
+        L, R = left[piece.rows], right[:, piece.columns]
+        for i in row_chunks(piece.values):
+            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
+    return result
+
+
+Rounding = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def _merge_rows(W: Tensor, delta: Tensor, E: Tensor | None, rounding: Rounding) -> Tensor:
+    """Add delta and the residual E to rows of W; return what of delta W and E keep together."""
+    before = W.to(delta.dtype)
+    exact = before + delta
+    if E is not None:
+        carried = E.to(delta)
+        exact += carried
+        before += carried
+    rounded = rounding(exact, W.dtype)
+    W.copy_(rounded)
+    kept = rounded.to(delta.dtype).sub_(before)
+    if E is not None:
+        E.copy_(exact.sub_(rounded))
+        kept += E.to(delta)
+    return kept

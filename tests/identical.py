@@ -515,10 +515,9 @@ def trainer_runs() -> dict[str, Run]:
     saving = {"save_strategy": "steps", "save_steps": 5}
 
     def train(folder: Path, settings: dict[str, Any], way: str = "", **arguments: Any) -> Facts:
+        from test_trainer import make
         from torch_xgb.integrations.trainers import boost_trainer
         from torch_xgb.integrations.transformers import BoostingCallback
-
-        from test_trainer import make
 
         notes = Notes()
         trainer = make(folder / "first", settings, **arguments)
@@ -606,7 +605,7 @@ def ddp(name: str, folder: Path) -> Facts:
 
 def fsdp_runs() -> dict[str, Any]:
     """FSDP2, as its tests have it, and in bfloat16."""
-    from test_fsdp import CASES
+    from tests.parallel.test_fsdp import CASES
 
     mixed = {"merge_precision": "stochastic"}
     return {**CASES, "bf16": ({}, "blocks"), "bf16, stochastic": (mixed, "mixed")}
@@ -614,7 +613,7 @@ def fsdp_runs() -> dict[str, Any]:
 
 def fsdp(name: str, folder: Path) -> Facts:
     """One run under FSDP2, with a resume in its middle."""
-    from test_fsdp import build, train
+    from tests.parallel.test_fsdp import build, train
     from tiny import batches
 
     settings, how = fsdp_runs()[name]
@@ -647,7 +646,7 @@ def accelerate_runs() -> dict[str, Any]:
 
 def accelerated(name: str, folder: Path) -> Facts:
     """One run through accelerate, resumed in its middle."""
-    from test_accelerate import accelerator, prepare, train
+    from tests.integrations.test_accelerate import accelerator, prepare, train
 
     notes = Notes()
     for part in (slice(0, 8), slice(8, 12)):
@@ -848,7 +847,8 @@ def _git(*args: str) -> bytes:
 def start(folder: Path, only: str) -> subprocess.Popen[bytes]:
     """Start making the runs with the library in ``folder``."""
     environment = os.environ | {
-        "PYTHONPATH": str(folder),  # before what is installed
+        # The library before what is installed, and the tests' helpers and tests behind it.
+        "PYTHONPATH": os.pathsep.join(map(str, (folder, TESTS / "support", ROOT))),
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from torch_xgb.base.gradients import GradientPolicy
+from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.forms import form
@@ -55,6 +56,7 @@ class Boosting:
         settings: What the run was told.
         selection: What of the model it is about.
         course: What the active booster is, when it ends, and what follows.
+        booster: The factors, and where in the model they are.
         writer: Writes the ledger, if one is kept here.
         attached: Whether anything is in the model.
 
@@ -71,20 +73,19 @@ class Boosting:
         self.course = Course(settings, len(layers))
         check_rank(self.course.most_r, layers)
         self._form = form(settings.adapter, settings.bias)
-        self.selection.check_untied(
-            w for target in self.selection.targets for w in self._form.weights(target)
-        )
+        merged = (w for target in self.selection.targets for w in self._form.weights(target))
+        self.selection.check_untied(merged)
         self._start = Start(settings.init, settings.seed)
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
         self._merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
         self._recompute = Recompute(self.model, settings.checkpointing)
         self._carry = None if settings.carry is None else Carry(settings.carry)
         room = self.course.most_L_s, self.course.most_r
-        self._booster = Booster(layers, *room, self._form, settings.lora_dropout)
-        self._pending = Pending(self._booster.every_adapter, self._merger, self._carry)
-        self._entry = Entry(self.course, self._booster, self._carry, self._pending)
+        self.booster = Booster(layers, *room, self._form, settings.lora_dropout)
+        self._pending = Pending(self.booster.every_adapter, self._merger, self._carry)
+        self._entry = Entry(self.course, self.booster, self._carry, self._pending)
         recorded, partial = settings.record is not None, settings.unused == "skip"
-        self._sharding = Sharding(self.model, self._booster, self.selection, recorded, partial)
+        self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
         self.attached = False
 
@@ -93,12 +94,12 @@ class Boosting:
     @property
     def factors(self) -> list[nn.Parameter]:
         """Every factor Parameter, the same ones from the first booster to the last."""
-        return self._booster.factors
+        return self.booster.factors
 
     @property
     def lent(self) -> list[nn.Parameter]:
         """The factors that the active booster uses."""
-        return self._booster.lent
+        return self.booster.lent
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -111,32 +112,12 @@ class Boosting:
         return self._pending.weights
 
     @property
-    def active_layers(self) -> tuple[str, ...]:
-        """Names of the blocks the active booster holds."""
-        return tuple(self.selection.layers[i].name for i in self._booster.drawn)
-
-    @property
-    def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The active booster's (A, B) per target module, at the rank in use."""
-        pairs = {a.target.name: a.pair for a in self._booster.active}
-        return {name: (pair.A, pair.B) for name, pair in pairs.items()}
-
-    @property
-    def carries(self) -> bool:
-        """Whether targets take their last pairs up again."""
-        return self._carry is not None
-
-    @property
     def taken_up(self) -> bool:
         """Whether the active booster holds what ``carry`` took out of the weights."""
-        return self._carry is not None and any(a.pending for a in self._booster.active)
+        return self._carry is not None and any(a.pending for a in self.booster.active)
 
     def require_attached(self, call: str) -> None:
-        """Refuse a call after the boosters have left the model.
-
-        Raises:
-            RuntimeError: If they have.
-        """
+        """Raise a RuntimeError if the boosters have left the model."""
         if not self.attached:
             raise RuntimeError(
                 f"{call} after finalize(): the model is plain again; build a new optimizer"
@@ -145,11 +126,7 @@ class Boosting:
     # From the first booster to the last
 
     def agree(self, base: Optimizer) -> None:
-        """Compare settings, the first draw, weights and heads with those of the other processes.
-
-        Raises:
-            ValueError: On every process, if they differ.
-        """
+        """Raise a ValueError in every process if settings, the first draw or weights differ."""
         told = self._told(base, Contract.RUN, Contract.RANKS)
         told = {**told, **self.course.opening, **plain(base.defaults), **told}
         merged = [(weight.name, weight.parameter) for weight in self.weights]
@@ -161,7 +138,7 @@ class Boosting:
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         try:
             self.attached = True
-            self._booster.attach(self.model, self.selection.heads.values())
+            self.booster.attach(self.model, self.selection.heads.values())
             self._pending.attach()
             self._recompute.attach()
             self._sharding.attach()
@@ -175,10 +152,10 @@ class Boosting:
     def begin(self, progress: Progress, draw: Draw, base: Optimizer) -> None:
         """Begin a booster: the layers drawn, with fresh pairs, or those they had last."""
         t = progress.booster_index
-        self._booster.bind(draw.layers, draw.r, draw.s)
-        self._start.begin(self._booster, t)
+        self.booster.bind(draw.layers, draw.r, draw.s)
+        self._start.begin(self.booster, t)
         if self._carry is not None:
-            self._carry.take_up(self._booster.active, base, self._merger, t)
+            self._carry.take_up(self.booster.active, base, self._merger, t)
         self.course.begin(progress, draw)
 
     def before_step(self, base: Optimizer) -> None:
@@ -203,9 +180,9 @@ class Boosting:
         Raises:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
-        ready = self._gradients.prepare(self._booster.named, others)
+        ready = self._gradients.prepare(self.booster.named, others)
         if ready and self.course.progress.booster_step == 0:
-            self._start.first_step(self._booster, self.course.progress.booster_index)
+            self._start.first_step(self.booster, self.course.progress.booster_index)
         return ready
 
     def stepped(self) -> bool:
@@ -220,11 +197,10 @@ class Boosting:
             RuntimeError: If a factor is not finite. Nothing is changed.
         """
         self._sharding.settle(base)
-        draw, progress, active = self.course.draw, self.course.progress, self._booster.active
-        t = progress.booster_index
-        updates = {a.target.name: a.updates(draw.alpha) for a in active}
+        draw, (t, steps, _) = self.course.draw, astuple(self.course.progress)
+        updates = {a.target.name: a.updates(draw.alpha) for a in self.booster.active}
         norms = finite_norms(updates, t)
-        report = MergeReport(t, self.active_layers, progress.booster_step, draw.r, norms, {})
+        report = MergeReport(t, self.booster.active_layers, steps, draw.r, norms, {})
         if self.writer is not None:
             self.writer.write(report, chain.from_iterable(updates.values()))
         lost = {
@@ -233,15 +209,16 @@ class Boosting:
         }
         return replace(report, lost={n: share for n, share in lost.items() if share is not None})
 
-    def put_down(self, base: Optimizer) -> None:
-        """Remember what ``carry`` takes up again: the pairs just merged, and the base's state."""
+    def forget(self, wrapped: Wrapped) -> None:
+        """Drop the base's state of a booster that was merged, but for what ``carry`` keeps."""
         if self._carry is not None:
-            self._carry.put_down(self._booster.active, base)
+            self._carry.put_down(self.booster.active, wrapped.optimizer)
+        wrapped.forget(counters=self._carry is None)
 
     def leave(self) -> None:
         """Take everything off the model."""
         self._pending.detach()
-        self._booster.detach()
+        self.booster.detach()
         self._recompute.detach()
         self._sharding.detach()
         self.attached = False
@@ -256,25 +233,19 @@ class Boosting:
         Args:
             device: Where they go; None leaves them where they are.
         """
-        self._booster.set_apart()
+        self.booster.set_apart()
         if device is not None:
-            self._booster.slots.to(device)
+            self.booster.slots.to(device)
 
     def average_when(self, due: Callable[[], bool], group: ProcessGroup | None) -> None:
-        """Average the factors' gradients at the end of backward passes, from now on.
+        """Average the factors' gradients over a group after each backward pass for which it is due.
 
-        Args:
-            due: Tells whether to, at the end of one; ``average`` does it by hand.
-            group: Over which processes.
+        ``average`` does it by hand.
         """
         self._sharding.average(group, due)
 
     def average(self) -> None:
-        """Average the factors' gradients now.
-
-        Raises:
-            RuntimeError: Without ``average_when`` before.
-        """
+        """Average the factors' gradients now, over the processes that ``average_when`` named."""
         if self._sharding.averager is None:
             raise RuntimeError("average_when(due, group) says over which processes to average")
         self._sharding.averager.average()
@@ -291,9 +262,9 @@ class Boosting:
         Raises:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
-        policy = replace(self._gradients, factor_l2=0.0)
-        policy = replace(policy, nonfinite="skip") if skip else policy
-        return policy.prepare(self._booster.named, [])
+        nonfinite = "skip" if skip else self._gradients.nonfinite
+        policy = replace(self._gradients, factor_l2=0.0, nonfinite=nonfinite)
+        return policy.prepare(self.booster.named, [])
 
     def folded_in(self) -> AbstractContextManager[None]:
         """Have the pending booster in the weights themselves for a while, and nowhere else.

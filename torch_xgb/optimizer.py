@@ -24,8 +24,6 @@ from torch_xgb.settings import Settings
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
-LayersPerBooster = int | float | Sequence[int | float] | Callable[[int], int | float] | None
-
 
 class BoostedLowRankOptimizer(Optimizer):
     r"""Trains a model as gradient boosting with low-rank boosters (XGBLoRA), in an existing loop.
@@ -129,7 +127,7 @@ class BoostedLowRankOptimizer(Optimizer):
         *,
         r: int | Sequence[int] | Callable[[int], int] = 1,
         kappa: int | Sequence[int] | Callable[[int], int] | LossPolicy | None = 8,
-        layers_per_booster: LayersPerBooster = 8,
+        layers_per_booster: int | float | Sequence[float] | Callable[[int], float] | None = 8,
         target_modules: str | Sequence[str] = "all-linear",
         exclude_modules: str | Sequence[str] | None = None,
         modules_to_save: Sequence[str] | None = None,
@@ -209,7 +207,7 @@ class BoostedLowRankOptimizer(Optimizer):
     @property
     def active_layers(self) -> tuple[str, ...]:
         """Names of the blocks the active booster holds."""
-        return self.boosting.active_layers
+        return self.boosting.booster.active_layers
 
     @property
     def active_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -217,7 +215,8 @@ class BoostedLowRankOptimizer(Optimizer):
 
         Under a rank schedule, a booster of a lower rank uses views of a part of them.
         """
-        return self.boosting.active_factors
+        pairs = self.boosting.booster.active_pairs
+        return {name: (pair.A, pair.B) for name, pair in pairs.items()}
 
     @property
     def targets(self) -> dict[str, str]:
@@ -267,8 +266,7 @@ class BoostedLowRankOptimizer(Optimizer):
         self.boosting.require_attached("merge()")
         following = self.boosting.course.following()
         report = self.boosting.merge(self.base)
-        self.boosting.put_down(self.base)
-        self._wrapped.forget(counters=not self.boosting.carries)
+        self.boosting.forget(self._wrapped)
         self.boosting.begin(*following, self.base)
         self._listeners.tell(report)
 

@@ -130,7 +130,8 @@ class Settings:
             for field in dataclasses.fields(self)
             if contract_of(field) in contracts
         }
-        return {**told, **(told.pop("optimizer_kwargs", None) or {}), **told}
+        of_base = told.pop("optimizer_kwargs", None) or {}
+        return {**told, **of_base, **told}
 
 
 def plain(value: object) -> Any:  # noqa: ANN401

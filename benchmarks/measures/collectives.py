@@ -34,7 +34,7 @@ def measure(name: str, dtype: str, steps: int) -> Record:
     with _sizes_sent() as sent:
         route = single if name == "single" else ROUTES[name]
         optimizer, losses = route(getattr(torch, dtype), batches(steps))
-        factors = [f.numel() * f.element_size() for f in optimizer._booster.lent]
+        factors = [f.numel() * f.element_size() for f in optimizer.boosting.lent]
         merge = optimizer.merge
 
         def counted_merge() -> None:

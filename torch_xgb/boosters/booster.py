@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_xgb.boosters.adapter import Adapter, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
+from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Slots
 from torch_xgb.checks import probability
 from torch_xgb.formulas.lowrank import kaiming_bound
@@ -76,6 +77,16 @@ class Booster:
     def active(self) -> list[Adapter]:
         """The adapters of the drawn layers."""
         return [adapter for layer in self.drawn for adapter in self.adapters[layer]]
+
+    @property
+    def active_layers(self) -> tuple[str, ...]:
+        """Names of the drawn layers."""
+        return tuple(self.layers[i].name for i in self.drawn)
+
+    @property
+    def active_pairs(self) -> dict[str, Pair[Tensor]]:
+        """The pairs lent to them by target, at the rank in use."""
+        return {adapter.target.name: adapter.pair for adapter in self.active}
 
     @property
     def every_adapter(self) -> list[Adapter]:

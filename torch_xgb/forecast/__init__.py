@@ -6,3 +6,8 @@ boosters, LoRA and full fine-tuning, ``needs`` holds the answer, ``plan`` asks.
 May import boosters, schedule, targets, weights, settings, checks. One more method: a function of
 ``Steps`` in ``methods`` that returns a ``Need``, and its place in ``plan``.
 """
+
+from torch_xgb.forecast.plan import plan
+from torch_xgb.forecast.shapes import KNOWN
+
+__all__ = ["KNOWN", "plan"]

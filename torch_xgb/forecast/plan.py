@@ -42,7 +42,7 @@ def plan(
     kernel's own scratch, a CUDA context and fragmentation are not in it.
 
     Args:
-        model: A known name (``torch_xgb.forecast.shapes.KNOWN``), a folder with a ``config.json``,
+        model: A known name (``torch_xgb.forecast.KNOWN``), a folder with a ``config.json``,
             a transformers config, or a module, whose dtype counts.
         batch: Rows.
         length: Tokens a row.

@@ -1,10 +1,14 @@
 """The boosters of a run, kept.
 
 ``writer`` writes what ``chain`` reads; between them stand ``archive`` (header, original weights,
-boosters, scores) and ``store`` or ``packed`` (tensors in memory, in a folder, in one file).
+boosters, ``scores``) and ``store`` or ``packed`` (tensors in memory, in a folder, in one file).
 ``records`` are what is written, ``restore`` finds a model's weights again, ``export`` makes a PEFT
 adapter, ``plot`` a picture.
 
 May import boosters, targets, weights, formulas, settings, checks, processes. One more store: a
 class with ``Store``'s methods.
 """
+
+from torch_xgb.ledger.chain import Chain
+
+__all__ = ["Chain"]

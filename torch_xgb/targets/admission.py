@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,6 +12,8 @@ from torch_xgb.weights.places import Whole, is_plain, place_of
 from torch_xgb.weights.sharded import is_sharded
 
 __all__ = ["admit"]
+
+Obstacle = tuple[Iterable[str], str, str]  # names, what is wrong with them, what to do
 
 _QUANTISERS = (
     "bitsandbytes.",
@@ -32,57 +34,54 @@ def admit(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _refuse(
-        (name for name, m in model.named_modules() if type(m).__module__.split(".")[0] == "peft"),
-        "carries PEFT adapters",
-        "merge them first: model = peft_model.merge_and_unload()",
-    )
-    _refuse(
-        (name for name, m in model.named_modules() if _is_quantised(m)),
-        "is quantised",
-        "quantising anew at each merge rounds almost all of it away. Train the model in bfloat16, "
-        "float16 or float32 and quantise what finalize() returns; or keep the quantised one for "
-        "inference, train with record=, and load the adapter that chain.to_peft(folder) writes "
-        "beside it",
-    )
     if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
         raise RuntimeError(
             f"the model is wrapped in {type(model).__name__} already; build the optimizer on the "
             "plain model first, then wrap it: the factors must be there when the averaging of "
             "gradients is set up"
         )
-    _refuse(
-        (
-            name
-            for name, p in model.named_parameters()
-            if not p.is_meta and not (is_sharded(model) if is_dtensor(p) else is_plain(p))
-        ),
+    for names, what, remedy in (*_modules(model), *_parameters(model)):
+        if found := list(names):
+            raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
+    for parameter in model.parameters():
+        place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
+
+
+def _modules(model: nn.Module) -> Iterator[Obstacle]:
+    named = list(model.named_modules())
+    yield (
+        (name for name, m in named if type(m).__module__.split(".")[0] == "peft"),
+        "carries PEFT adapters",
+        "merge them first: model = peft_model.merge_and_unload()",
+    )
+    yield (
+        (name for name, m in named if _is_quantised(m)),
+        "is quantised",
+        "quantising anew at each merge rounds almost all of it away. Train the model in bfloat16, "
+        "float16 or float32 and quantise what finalize() returns; or keep the quantised one for "
+        "inference, train with record=, and load the adapter that chain.to_peft(folder) writes "
+        "beside it",
+    )
+
+
+def _parameters(model: nn.Module) -> Iterator[Obstacle]:
+    named, sharded = list(model.named_parameters()), is_sharded(model)
+    yield (
+        (n for n, p in named if not p.is_meta and not (sharded if is_dtensor(p) else is_plain(p))),
         "has weights that are neither plain tensors nor FSDP2's shards (another sharding or tensor "
         "parallelism)",
         "build the optimizer on a model of plain tensors, or shard it by fully_shard",
     )
-    _refuse(
-        (
-            name
-            for name, p in model.named_parameters()
-            if hasattr(p, "ds_tensor") and type(place_of(p)) is Whole
-        ),
+    yield (
+        (n for n, p in named if hasattr(p, "ds_tensor") and type(place_of(p)) is Whole),
         "is partitioned by DeepSpeed's ZeRO-3",
         "import torch_xgb.integrations.deepspeed first",
     )
-    for parameter in model.parameters():
-        place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
-    _refuse(
-        (name for name, p in model.named_parameters() if p.is_meta),
+    yield (
+        (n for n, p in named if p.is_meta),
         "has parameters on the meta device",
         "materialise them first, e.g. load the model without device_map or init_empty_weights",
     )
-
-
-def _refuse(names: Iterable[str], what: str, remedy: str) -> None:
-    found = list(names)
-    if found:
-        raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from tiny import Batch, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
 
-FOLDER = Path(__file__).resolve().parent / "fixtures" / "v0.1"
+FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "v0.1"
 SAVED, STEPS = 5, 10  # saved after so many steps of so many
 
 

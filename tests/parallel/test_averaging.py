@@ -13,14 +13,16 @@ pytestmark = pytest.mark.distributed
 def _routed() -> tuple[list[float | None], list[float | None]]:
     """Only rank 0 uses the second factor, nobody the third; then another pass accumulates."""
     factors = [nn.Parameter(torch.ones(())) for _ in range(3)]
-    averager = Averager(factors, lambda: factors, None, lambda: True, partial=True)
+    averager = Averager(
+        factors, lambda: factors, distributed.group.WORLD, lambda: True, partial=True
+    )
     rank = distributed.get_rank()
     seen = []
     for _ in range(2):
         loss = factors[0] * (2 + 4 * rank)
         (loss + 3 * factors[1] if rank == 0 else loss).backward()
         seen.append([None if f.grad is None else float(f.grad) for f in factors])
-    assert averager.ran
+    assert averager.had_backward() and not averager.had_backward()
     averager.remove()
     factors[0].grad = None
     (factors[0] * rank).backward()

@@ -58,7 +58,7 @@ def reference(
             layers = draws.booster(t).layers
             drawn = {optimizer.boosting.selection.layers[i].name for i in layers}
             active = [name for name, layer in optimizer.targets.items() if layer in drawn]
-            fresh = copy.deepcopy(optimizer.boosting._booster)
+            fresh = copy.deepcopy(optimizer.boosting.booster)
             fresh.bind(layers, 1, 1.0)
             fresh.reset(stream(0, t, "factors"))
             for adapter in fresh.active:

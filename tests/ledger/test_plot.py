@@ -102,7 +102,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
 def test_the_package_runs_as_a_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch_xgb", "plot", "--help"],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ from torch_xgb.integrations.trainers import boost_trainer
 from torch_xgb.integrations.transformers import BoostingCallback
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
-from test_trainer_routes import Rows, model
+from tests.integrations.test_trainer_routes import Rows, model
 from torch_xgb import BoostedLowRankOptimizer
 
 

@@ -144,11 +144,12 @@ def test_resume_inside_a_booster(tmp_path: Path) -> None:
 
 
 def _torchrun(folder: Path, *args: str) -> int:
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
+    root = Path(__file__).resolve().parents[2]
+    support = root / "tests" / "support"
+    paths = os.pathsep.join([str(support), str(root)])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*command, str(here / "killed.py"), str(folder), "8", *args],
+        [*command, str(support / "killed.py"), str(folder), "8", *args],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=180,  # of a hang, not of a slow machine

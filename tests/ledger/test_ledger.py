@@ -30,7 +30,7 @@ from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BF16 = torch.bfloat16
 PLACES = pytest.mark.parametrize("place", ["memory", "folder"])
 FORMS = [("lora", "none"), ("lora", "targets"), ("direft", "none")]
@@ -342,7 +342,7 @@ print(held, midway)
 
 
 def test_a_killed_writer_leaves_every_complete_booster(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(tmp_path / "run"), "50"],
         env=environment,
@@ -791,9 +791,9 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     whole = bert()
     train(whole, uninterrupted := boosted(whole, None, kappa=1), range(12))
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "support")!r}]
 import os, signal, torch
-from test_ledger import *
+from tests.ledger.test_ledger import *
 model = bert(); optimizer = boosted(model, Path({str(tmp_path / "run")!r}), kappa=1)
 train(model, optimizer, range(5))
 torch.save([model.state_dict(), optimizer.state_dict()], {str(tmp_path / "checkpoint.pt")!r})

@@ -36,7 +36,7 @@ def test_json_defaults_to_adamw_and_makes_tuples() -> None:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_examples_configurations(stage: int) -> None:
-    folder = Path(__file__).resolve().parents[1] / "examples" / "deepspeed"
+    folder = Path(__file__).resolve().parents[2] / "examples" / "deepspeed"
     config = json.loads((folder / f"zero{stage}.json").read_text(encoding="utf-8"))
     assert config["zero_optimization"]["stage"] == stage
     assert config["optimizer"]["type"] == NAME

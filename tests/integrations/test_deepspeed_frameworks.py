@@ -18,7 +18,7 @@ from zero_runs import Case, alone  # noqa: E402
 
 pytestmark = pytest.mark.distributed
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "deepspeed_zero.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "deepspeed_zero.py"
 
 
 @pytest.fixture(scope="module")

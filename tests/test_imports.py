@@ -114,7 +114,7 @@ def test_files_of_a_room_go_one_way() -> None:
 
 
 def test_every_room_says_what_it_is() -> None:
-    for door in CORE.glob("*/__init__.py"):
+    for door in (CORE / room / "__init__.py" for room in ALLOWED if (CORE / room).is_dir()):
         tree = ast.parse(door.read_text(encoding="utf-8"))
         text = ast.get_docstring(tree) or ""
         rest = [node for node in tree.body[1:] if not isinstance(node, ast.ImportFrom)]

@@ -515,9 +515,10 @@ def trainer_runs() -> dict[str, Run]:
     saving = {"save_strategy": "steps", "save_steps": 5}
 
     def train(folder: Path, settings: dict[str, Any], way: str = "", **arguments: Any) -> Facts:
-        from test_trainer import make
         from torch_xgb.integrations.trainers import boost_trainer
         from torch_xgb.integrations.transformers import BoostingCallback
+
+        from tests.integrations.test_trainer import make
 
         notes = Notes()
         trainer = make(folder / "first", settings, **arguments)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import pickle
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,6 +21,7 @@ from anatomy import anatomy, same, same_values, values
 from processes import run
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
+from torch_xgb.settings import Contract, Settings, contract_of
 
 Given = dict[str, Any]
 Told = tuple[str | None, bool]
@@ -450,14 +452,10 @@ def test_equal_settings_of_other_types_resume(case: str) -> None:
 
 
 def contracts() -> dict[str, Any]:
-    from torch_xgb.settings import Settings, contract_of
-
     return {f.name: contract_of(f) for f in fields(Settings)}
 
 
 def test_every_setting_says_what_must_share_it() -> None:
-    from torch_xgb.settings import Contract, Settings, contract_of
-
     assert {c.name for c in Contract} == {"RUN", "RANKS", "HERE"}
     for entry in fields(Settings):
         assert isinstance(entry.metadata["contract"], Contract), entry.name
@@ -465,23 +463,30 @@ def test_every_setting_says_what_must_share_it() -> None:
 
 
 def test_the_table_holds_what_the_constructor_takes() -> None:
-    from torch_xgb.settings import Settings
-
     parameters = inspect.signature(BoostedLowRankOptimizer.__init__).parameters.values()
     keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert {f.name for f in fields(Settings)} == keywords | {"optimizer_class", "optimizer_kwargs"}
 
 
-def test_the_table_is_frozen_and_takes_keywords() -> None:
-    from torch_xgb.settings import Settings
+def test_the_table_has_the_constructors_defaults() -> None:
+    for name, parameter in inspect.signature(BoostedLowRankOptimizer).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            assert getattr(Settings(), name) == parameter.default, name
 
+
+def test_a_base_that_does_not_pickle_is_no_part_of_the_settings() -> None:
+    model = stack()
+    optimizer = BoostedLowRankOptimizer(lambda groups, **kw: AdamW(groups, **kw), model, lr=0.1)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert type(twin.base) is AdamW
+
+
+def test_the_table_is_frozen_and_takes_keywords() -> None:
     assert Settings.__dataclass_params__.frozen
     assert all(f.kw_only for f in fields(Settings))
 
 
 def test_a_setting_without_a_contract_is_an_error() -> None:
-    from torch_xgb.settings import Settings, contract_of
-
     @dataclass(frozen=True, kw_only=True)
     class More(Settings):
         forgotten: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 __all__ = ["Contract", "Settings", "contract_of", "plain"]
 
@@ -40,6 +39,9 @@ def contract_of(setting: dataclasses.Field[Any]) -> Contract:
     if not isinstance(contract, Contract):
         raise TypeError(f"the setting {setting.name!r} states no contract: RUN, RANKS or HERE")
     return contract
+
+
+_OF_BASE = ("optimizer_class", "optimizer_kwargs")
 
 
 def _run(default: Any) -> Any:  # noqa: ANN401
@@ -67,7 +69,7 @@ class Settings:
         ValueError: If settings that are valid alone contradict each other.
     """
 
-    optimizer_class: Callable[..., Optimizer] | None = _run(None)
+    optimizer_class: Any = _run(None)
     optimizer_kwargs: Mapping[str, Any] | None = _ranks(None)
     r: Any = _run(1)
     kappa: Any = _run(8)
@@ -116,9 +118,13 @@ class Settings:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Settings:
-        """Take what is a setting from a function's arguments by name."""
+        """Take what is a setting from a function's arguments by name.
+
+        What is the base's is held to be compared alone, and a class or callable may not pickle.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in told.items() if name in names})
+        given = {name: value for name, value in told.items() if name in names}
+        return cls(**given | {name: plain(given[name]) for name in _OF_BASE})
 
     def plain(self, *contracts: Contract) -> dict[str, Any]:
         """Return the settings of some contracts by name, in plain types.

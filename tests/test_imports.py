@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "targets": {"settings", "weights"},
     "base": {"checks", "processes", "weights"},
     "boosters": {"checks", "formulas", "targets", "weights"},
-    "saving": {"boosters", "formulas", "processes", "schedule", "weights"},
+    "saving": {"boosters", "formulas", "processes", "schedule", "settings", "weights"},
     "parallel": {"boosters", "processes", "targets", "weights"},
     "ledger": {"boosters", "checks", "formulas", "processes", "settings", "targets", "weights"},
     "forecast": {"boosters", "checks", "schedule", "settings", "targets", "weights"},

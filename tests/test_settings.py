@@ -6,6 +6,9 @@ import io
 import pickle
 import re
 from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from anatomy import anatomy, same, same_values, values
 from processes import run
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
-from torch_xgb.settings import Contract, Settings, contract_of
+from torch_xgb.settings import Contract, Settings, canonical, contract_of, plain
 
 Given = dict[str, Any]
 Told = tuple[str | None, bool]
@@ -465,7 +468,7 @@ def test_every_setting_says_what_must_share_it() -> None:
 def test_the_table_holds_what_the_constructor_takes() -> None:
     parameters = inspect.signature(BoostedLowRankOptimizer.__init__).parameters.values()
     keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert {f.name for f in fields(Settings)} == keywords | {"optimizer_class", "optimizer_kwargs"}
+    assert {f.name for f in fields(Settings)} == keywords | {"optimizer_kwargs"}
 
 
 def test_the_table_has_the_constructors_defaults() -> None:
@@ -496,6 +499,118 @@ def test_a_setting_without_a_contract_is_an_error() -> None:
     for name in ("forgotten", "misspelt"):
         with pytest.raises(TypeError, match=name):
             contract_of(found[name])
+
+
+class Watching:
+    """A policy with public state, as anybody might write one."""
+
+    def __init__(self, patience: int = 2) -> None:
+        self.patience = patience
+        self.best, self.worst = float("inf"), float("nan")
+        self.converged = False
+
+    def observe(self, loss: float) -> None:
+        self.best = min(self.best, loss)
+
+    def ends(self, booster_step: int) -> bool:
+        return booster_step >= self.patience
+
+    def begin(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
+
+def test_what_a_policy_was_told_is_compared_and_not_its_state() -> None:
+    model, optimizer = begin(0, kappa=Watching())
+    for x, y in batches(5):
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.observe(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad()
+    weights, state = saved(model, optimizer)
+    model, optimizer = begin(0, kappa=Watching())
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    assert optimizer.boosting.course.policy.best < float("inf")
+    model, optimizer = begin(0, kappa=Watching(patience=3))
+    model.load_state_dict(weights)
+    with pytest.raises(ValueError, match="patience"):
+        optimizer.load_state_dict(state)
+
+
+def test_a_samplers_draws_are_asked_for_once() -> None:
+    asked: list[int] = []
+
+    def rule(seed: int, t: int, num_layers: int, layers_per_booster: int) -> list[int]:
+        asked.append(t)
+        return list(range(layers_per_booster))
+
+    begin(0, layer_sampler=rule)
+    assert asked == [0]
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (partial(pow, 2), partial(pow, 2), True),
+        (partial(pow, 2), partial(pow, 3), False),
+        (Colour.RED, Colour.BLUE, False),
+        ((1, 2.0), [1.0, 2], True),
+        (np.array([1, 2]), [1, 2], True),
+        (np.float32(0.5), 0.5, True),
+        (torch.tensor(0.5), 0.5, True),
+        (torch.zeros(1000, 2000), torch.ones(1000, 2000), True),  # too large to look at
+        (float("nan"), float("nan"), True),
+        (torch.device("cuda", 0), torch.device("cuda", 1), True),  # each process has its own
+        ({1: "a"}, {"1": "a"}, False),
+        (1 + 2j, 1 + 3j, False),
+        (Weighted((1.0, 2.0)), Weighted((2.0, 1.0)), False),
+    ],
+)
+def test_plain_values(one: object, other: object, equal: bool) -> None:
+    assert (canonical(plain(one)) == canonical(plain(other))) is equal
+
+
+def recursive() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.poly1d([0.01, 1]),
+        np.add,
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, 2).to_sparse(),
+        {None, "a"},
+        recursive(),
+        b"bytes",
+        (x for x in ()),
+        nn.Linear(2, 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_anything_has_a_plain_form(value: object) -> None:
+    assert isinstance(canonical(plain(value)), str)
+
+
+def test_warnings_point_at_the_users_line() -> None:
+    with pytest.warns(UserWarning, match="target_modules") as caught:
+        BoostedLowRankOptimizer(SGD, stack(), target_modules=["query", "nothing"], lr=0.1)
+    assert [Path(warning.filename).name for warning in caught] == ["test_settings.py"]
 
 
 def test_every_contract_is_tried() -> None:

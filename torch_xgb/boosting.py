@@ -32,7 +32,9 @@ from torch_xgb.saving.pending import Pending
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
 from torch_xgb.schedule.draws import Draw
-from torch_xgb.settings import Contract, Settings, plain
+from torch_xgb.settings import Contract, Settings, canonical, plain
+from torch_xgb.targets.admission import admit
+from torch_xgb.targets.compiled import uncompiled
 from torch_xgb.targets.selection import check_rank, select
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.weight import Weight
@@ -67,9 +69,11 @@ class Boosting:
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self.settings, self.selection = settings, select(model, settings)
-        self.model, layers = self.selection.model, self.selection.layers
+        self.settings, self.model = settings, uncompiled(model)
+        admit(self.model)
         require_plain(self.model)
+        self.selection = select(self.model, settings)
+        layers = self.selection.layers
         self.course = Course(settings, len(layers))
         check_rank(self.course.most_r, layers)
         self._form = form(settings.adapter, settings.bias)
@@ -127,10 +131,17 @@ class Boosting:
 
     def agree(self, base: Optimizer) -> None:
         """Raise a ValueError in every process if settings, the first draw or weights differ."""
+        group = self._sharding.group
+        if group is None or group.size() == 1:
+            return
         told = self._told(base, Contract.RUN, Contract.RANKS)
         told = {**told, **self.course.opening, **plain(base.defaults), **told}
         merged = [(weight.name, weight.parameter) for weight in self.weights]
-        agree(told, [*merged, *self.selection.named.items()], self._sharding.group)
+        agree(
+            {name: canonical(value) for name, value in told.items()},
+            [*merged, *self.selection.named.items()],
+            group,
+        )
 
     def enter(self, base: Optimizer) -> None:
         """Put everything into the model and begin the first booster; or leave it as it was."""
@@ -240,7 +251,7 @@ class Boosting:
     def average_when(self, due: Callable[[], bool], group: ProcessGroup | None) -> None:
         """Average the factors' gradients over a group after each backward pass for which it is due.
 
-        ``average`` does it by hand.
+        ``average`` does it by hand. Of a group of None, this process is all there is.
         """
         self._sharding.average(group, due)
 
@@ -316,5 +327,5 @@ class Boosting:
         self._pending.follow(original._pending)
 
     def _told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
-        told = {**self.settings.plain(*contracts), **self.selection.facts}
-        return {**told, "optimizer_class": type(base).__name__}
+        facts = {"optimizer_class": type(base).__name__, **self.selection.facts}
+        return {**facts, **self.settings.plain(*contracts)}

@@ -40,7 +40,9 @@ def device(name: str, value: torch.device | str) -> torch.device:
     try:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name} must be a device such as 'cpu' or None, got {value!r}") from error
+        raise ValueError(
+            f"{name} must be a device such as 'cpu' or None (beside the weights), got {value!r}"
+        ) from error
 
 
 def number(name: str, value: object, allowed: str = "a finite number") -> float:

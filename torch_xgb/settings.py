@@ -8,17 +8,23 @@ settings here.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral, Number, Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Contract", "Settings", "contract_of", "plain"]
+__all__ = ["Contract", "Settings", "canonical", "contract_of", "differences", "plain"]
+
+_MOST = 64  # entries of a tensor that is compared by value
 
 
 class Contract(Enum):
@@ -41,9 +47,6 @@ def contract_of(setting: dataclasses.Field[Any]) -> Contract:
     return contract
 
 
-_OF_BASE = ("optimizer_class", "optimizer_kwargs")
-
-
 def _run(default: Any) -> Any:  # noqa: ANN401
     return dataclasses.field(default=default, metadata={"contract": Contract.RUN})
 
@@ -56,20 +59,19 @@ def _here(default: Any) -> Any:  # noqa: ANN401
     return dataclasses.field(default=default, metadata={"contract": Contract.HERE})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """The arguments of a ``BoostedLowRankOptimizer``, which says what each of them means.
 
-    They are as they were told: each is checked where it is used.
-
-    What target_modules, exclude_modules and modules_to_save select is compared, and not how it is
-    said: see ``Selection.facts``.
+    Each is checked where it is used. What is compared is what was told, not what becomes of it: the
+    plain form of a setting is taken once, here. Not among them are facts that follow from more than
+    the arguments: the base's class, and what target_modules, exclude_modules and modules_to_save
+    select.
 
     Raises:
         ValueError: If settings that are valid alone contradict each other.
     """
 
-    optimizer_class: Any = _run(None)
     optimizer_kwargs: Mapping[str, Any] | None = _ranks(None)
     r: Any = _run(1)
     kappa: Any = _run(8)
@@ -95,8 +97,19 @@ class Settings:
     unused: str = _ranks("error")
     record: bool | str | os.PathLike[str] | None = _here(None)
     seed: int = _run(0)
+    _told: ClassVar[dict[str, Any]]
 
     def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            listed = getattr(self, name)
+            if isinstance(listed, Iterable) and not isinstance(listed, str):
+                object.__setattr__(self, name, tuple(listed))
+        told = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        object.__setattr__(self, "_told", told)
+        object.__setattr__(self, "optimizer_kwargs", None)  # the base's, and may not pickle
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.carry is None:
             return
         if self.init != "kaiming" or self.record:
@@ -118,13 +131,9 @@ class Settings:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Settings:
-        """Take what is a setting from a function's arguments by name.
-
-        What is the base's is held to be compared alone, and a class or callable may not pickle.
-        """
+        """Take what is a setting from a function's arguments by name."""
         names = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in told.items() if name in names}
-        return cls(**given | {name: plain(given[name]) for name in _OF_BASE})
+        return cls(**{name: value for name, value in told.items() if name in names})
 
     def plain(self, *contracts: Contract) -> dict[str, Any]:
         """Return the settings of some contracts by name, in plain types.
@@ -132,7 +141,7 @@ class Settings:
         The base's arguments stand among them, each by its own name.
         """
         told = {
-            field.name: plain(getattr(self, field.name))
+            field.name: self._told[field.name]
             for field in dataclasses.fields(self)
             if contract_of(field) in contracts
         }
@@ -140,33 +149,101 @@ class Settings:
         return {**told, **of_base, **told}
 
 
-def plain(value: object) -> Any:  # noqa: ANN401
-    """Return a setting as a checkpoint and JSON hold it, so that what is equal is equal there.
+def plain(value: object, depth: int = 4) -> Any:  # noqa: ANN401
+    """Return a setting as a checkpoint and JSON hold it.
 
-    Lists and tuples are alike, and so are numbers of whatever library. Of a function, its kind is
-    known; of another object, its class and the plain values among its public attributes.
+    Lists and tuples are alike, and so are the numbers of other libraries. Of a function, its kind
+    is known; of another object, its class and what its constructor was told, as far as that stands
+    in attributes of the parameters' names; of devices, their type; of large tensors, their shape.
     """
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, (torch.dtype, torch.device, os.PathLike)):
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Number):
+        return _plain_number(value)
+    if isinstance(value, Enum):
+        return {"of": type(value).__name__, "name": value.name}
+    if isinstance(value, torch.device):
+        return value.type
+    if isinstance(value, (torch.dtype, os.PathLike, bytes)):
         return str(value)
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
-        return plain(value.tolist())  # type: ignore[attr-defined]
+        return _plain_array(value)
+    return _plain_object(value, depth - 1) if depth else {"of": type(value).__name__}
+
+
+def differences(theirs: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return the names in which settings of another run differ from those here.
+
+    One that the other run did not know was what it is by default.
+    """
+    defaults = {field.name: plain(field.default) for field in dataclasses.fields(Settings)}
+    return [
+        name
+        for name, value in here.items()
+        if canonical(theirs.get(name, defaults.get(name))) != canonical(value)
+    ]
+
+
+def canonical(value: object) -> str:
+    """Return a plain value as text that equal ones share."""
+    return json.dumps(_even(value), sort_keys=True)
+
+
+def _even(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _even(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_even(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain_number(value: Number) -> Any:  # noqa: ANN401
+    if isinstance(value, Integral):
+        return int(value)
+    return (
+        float(value) if isinstance(value, Real) else {"of": type(value).__name__, "is": str(value)}
+    )
+
+
+def _plain_array(value: Any) -> Any:  # noqa: ANN401
+    shape = [int(size) for size in getattr(value, "shape", ())]
+    kept = getattr(value, "layout", torch.strided) == torch.strided and not (
+        getattr(value, "is_meta", False) or hasattr(value, "device_mesh")
+    )
+    if kept and math.prod(shape) <= _MOST and hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return {"of": type(value).__name__, "shape": shape}
+
+
+def _plain_object(value: object, depth: int) -> Any:  # noqa: ANN401
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (Sequence, set, frozenset)):
-        return [plain(one) for one in (value if isinstance(value, Sequence) else sorted(value))]
-    held = {key: one for key, one in getattr(value, "__dict__", {}).items() if key[0] != "_"}
-    return {"of": type(value).__name__, **{k: plain(one) for k, one in held.items() if _fits(one)}}
+        return {_key(key): plain(one, depth) for key, one in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return [plain(one, depth) for one in sorted(value, key=repr)]
+    if isinstance(value, Sequence):
+        return [plain(one, depth) for one in value]
+    return {"of": type(value).__name__} | {n: plain(one, depth) for n, one in _said(value).items()}
 
 
-def _fits(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_fits(one) for one in value)
-    return value is None or isinstance(value, (bool, str, Real))
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else f"{type(key).__name__} {key!r}"
+
+
+def _said(value: object) -> dict[str, object]:
+    """Return what an object's constructor was told."""
+    if isinstance(value, functools.partial):
+        return {"func": value.func, "args": value.args, "keywords": value.keywords}
+    if inspect.isroutine(value):
+        return {}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        try:
+            names = list(inspect.signature(type(value)).parameters)
+        except (TypeError, ValueError):
+            names = []
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}

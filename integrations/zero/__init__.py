@@ -2,6 +2,6 @@
 
 ``client`` is the optimizer that ZeRO flattens, ``anchor`` the Parameter that it holds;
 ``partition`` is a weight under ZeRO-3; ``configuration`` reads the optimizer's entry in a JSON;
-``limits`` says what is refused. All of it talks to ``optimizer.boosting`` alone, and
+``limits`` says what is refused. Of the boosting they know ``optimizer.boosting``, and
 ``torch_xgb.integrations.deepspeed`` puts it to work.
 """

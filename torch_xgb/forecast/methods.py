@@ -98,8 +98,9 @@ def _stack(model: nn.Module, layers: Sequence[Layer]) -> nn.Module | None:
 def boosted(step: Steps, settings: Settings, course: Course) -> Need:
     """Return what boosters need, at the worst draw and on average over uniform ones."""
     shape, drawn, r = form(settings.adapter, settings.bias), course.most_L_s, course.most_r
+    room = min(step.depth, max(3, drawn))
     with _frozen(step.model):
-        booster = Booster(step.layers, min(step.depth, max(3, drawn)), r, shape, 0.0)
+        booster = Booster(step.layers, room, r, shape, settings.lora_dropout)
         booster.attach(step.model, [])
         worst, least = _extremes(step, booster, drawn)
         itemsize = booster.factors[0].element_size()

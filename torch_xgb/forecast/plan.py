@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ def plan(
         inputs: The keyword arguments of a call, for models other than transformers' or other than
             of text: then batch and length are theirs.
         **settings: Any further arguments of ``BoostedLowRankOptimizer``. Those count that memory or
-            FLOPs depend on: r, adapter, bias, carry, checkpointing, merge_precision,
-            residual_device, target_modules and exclude_modules.
+            FLOPs depend on: r, adapter, bias, carry, checkpointing, lora_dropout, merge_precision,
+            residual_device, target_modules and exclude_modules; modules trained in full do not.
 
     Raises:
         ImportError: If transformers is needed and missing.
@@ -65,6 +65,10 @@ def plan(
     lora_r = positive_integer("lora_r", lora_r)
     card = None if card is None else finite_positive("card", card)
     batch, length = positive_integer("batch", batch), positive_integer("length", length)
+    if unknown := settings.keys() - {field.name for field in fields(Settings)}:
+        raise TypeError(
+            f"plan takes its own arguments and those of the optimizer, got {sorted(unknown)}"
+        )
     told = Settings(layers_per_booster=layers_per_booster, **settings)
     one_of("merge_precision", told.merge_precision, MERGE_PRECISIONS)
     mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["as_bits", "as_matrix", "row_chunks", "widest"]
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 22  # entries widened at a time: 16 MB of float32
 
 

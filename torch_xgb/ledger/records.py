@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.report import MergeReport
-from torch_xgb.settings import Contract, Settings
+from torch_xgb.settings import Contract, Settings, differences
 from torch_xgb.targets.compiled import plain_name
 from torch_xgb.targets.selection import Selection
 from torch_xgb.weights.weight import Weight
@@ -94,14 +94,27 @@ class ChainHeader:
 
     def differences(self, other: ChainHeader) -> list[str]:
         """Return the names of the settings in which a run could not go on with another's chain."""
-        told = [n for n in self.settings if self.settings[n] != other.settings.get(n)]
+        told = {n: value for n, value in other.settings.items() if n in self.settings}
+        told_otherwise = differences(self.settings, told)
         model = ("weights", "targets", "saved")
-        return told + [name for name in model if getattr(self, name) != getattr(other, name)]
+        return told_otherwise + [
+            name for name in model if getattr(self, name) != getattr(other, name)
+        ]
 
     @property
     def adapter(self) -> str:
         """The form of a pair: "lora" or "direft"."""
         return str(self.settings["adapter"])
+
+    @property
+    def precision(self) -> str:
+        """The policy of the merges, as given to the optimizer."""
+        return str(self.settings["merge_precision"])
+
+    @property
+    def seed(self) -> int:
+        """Of stochastic rounding."""
+        return int(self.settings["seed"])
 
     @property
     def plain(self) -> Facts:

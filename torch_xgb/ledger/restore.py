@@ -72,7 +72,7 @@ def replay(
     records: Iterable[BoosterRecord], weights: Mapping[str, Weight], header: ChainHeader
 ) -> None:
     """Merge boosters in order, under the policy they were first merged with."""
-    merger = Merger(header.settings["merge_precision"], header.settings["seed"])
+    merger = Merger(header.precision, header.seed)
     for record in records:
         for name, (left, right, scale) in record.updates.items():
             if name in weights:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from torch_xgb.processes import gather
@@ -23,9 +23,9 @@ _ROWS = 16  # of each weight that are compared
 
 
 def agree(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, str],
     weights: Iterable[tuple[str, Tensor]],
-    group: ProcessGroup | None,
+    group: ProcessGroup,
 ) -> None:
     """Compare a configuration and weights with those of the other processes.
 
@@ -33,16 +33,14 @@ def agree(
     shards belong to one process each, and only their shape is.
 
     Args:
-        settings: Plain values by name.
+        settings: Values by name, as text that equal ones share.
         weights: Parameters by name.
         group: The processes that train the model.
 
     Raises:
         ValueError: On every process, if one of them differs from the first.
     """
-    if group is None or group.size() == 1:
-        return
-    mine = {name: _digest(json.dumps(_even(v), sort_keys=True)) for name, v in settings.items()}
+    mine = {name: _digest(v) for name, v in settings.items()}
     mine |= {f"the weight {name}": _of_weight(parameter) for name, parameter in weights}
     everyone = gather(mine, group)
     differing = {
@@ -71,19 +69,12 @@ def _of_weight(parameter: Tensor) -> str:
     place = place_of(parameter)
     facts = f"{place.shape} {parameter.dtype}"
     if place.group is None and parameter.numel():
-        kept = local(parameter.detach()).reshape(len(parameter) if parameter.ndim else 1, -1)
+        kept = local(parameter.detach())
+        kept = torch.view_as_real(kept) if kept.is_complex() else kept
+        kept = kept.reshape(len(parameter) if parameter.ndim else 1, -1)
         sample = kept[:: -(-len(kept) // _ROWS)]
         facts += f" {fingerprint(sample)}"
     return _digest(facts)
-
-
-def _even(value: Any) -> Any:  # noqa: ANN401
-    """Spell equal numbers alike."""
-    if isinstance(value, dict):
-        return {key: _even(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_even(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _digest(facts: str) -> str:

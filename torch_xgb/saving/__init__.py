@@ -3,6 +3,6 @@
 ``fold`` is the arithmetic with the hooks of a target's modules, ``pending`` what ties an
 optimizer's state to weights, ``entry`` the optimizer's entry with its version and comparison.
 
-May import boosters, schedule, weights, formulas, processes. One more thing to save: a key in
-``entry``, and the version before still read.
+May import boosters, schedule, weights, formulas, settings, processes. One more thing to save: a key
+in ``entry``, and the version before still read.
 """

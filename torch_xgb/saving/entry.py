@@ -15,6 +15,7 @@ from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
 from torch_xgb.saving.pending import Pending
 from torch_xgb.schedule.course import Course
+from torch_xgb.settings import differences
 
 __all__ = ["ENTRY", "VERSION", "Entry", "find"]
 
@@ -83,15 +84,14 @@ class Entry:
 
 
 def _compare(saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """Compare an entry's settings with those here.
-
-    Raises:
-        ValueError: If they are of another configuration or model.
-    """
     theirs = saved["settings"]
     here = _as_version_1(told, theirs) if saved["version"] == 1 else told
-    differing = [key for key in here if theirs.get(key) != here[key]]
-    if differing:
+    if unknown := theirs.keys() - here.keys():
+        raise ValueError(
+            f"the state has the settings {', '.join(sorted(unknown))}, which this torch_xgb does "
+            "not know: a later version has saved it"
+        )
+    if differing := differences(theirs, here):
         details = "; ".join(f"{k}: saved {theirs.get(k)!r}, here {here[k]!r}" for k in differing)
         raise ValueError(
             f"the state was saved with another configuration or model: {details[:2000]}"

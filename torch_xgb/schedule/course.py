@@ -43,12 +43,13 @@ class Course:
         self.policy = settings.kappa if isinstance(settings.kappa, LossPolicy) else None
         self.most_r, self.most_L_s = self._draws.most_r, self._draws.most_L_s
         self.progress, self.draw = Progress(), self._draws.booster(0)
+        self._first = self.draw
         self._rates = RateFactors(settings.rewarmup_steps, settings.rank_lr_exponent, self.draw.r)
 
     @property
     def opening(self) -> dict[str, Any]:
         """What booster 0 is, by names that say what it follows from."""
-        first = self._draws.booster(0)
+        first = self._first
         return {
             "kappa at booster 0": self._ends.first,
             "the layers drawn first": first.layers,

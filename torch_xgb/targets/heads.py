@@ -46,7 +46,7 @@ def select_saved(model: nn.Module, modules_to_save: Sequence[str] | None) -> dic
     for name in heads.keys() - saved.keys():
         if saved:
             warnings.warn(
-                f"the task head {name!r} is not in modules_to_save and stays frozen", stacklevel=4
+                f"the task head {name!r} is not in modules_to_save and stays frozen", stacklevel=5
             )
     return saved
 

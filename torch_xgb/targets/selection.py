@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_xgb.settings import Settings
-from torch_xgb.targets.admission import admit
 from torch_xgb.targets.blocks import find_blocks
-from torch_xgb.targets.compiled import uncompiled
 from torch_xgb.targets.heads import select_saved
 from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
 from torch_xgb.weights.weight import Weight
@@ -31,7 +29,7 @@ class Selection:
     """What of a model a run is about.
 
     Attributes:
-        model: The model, out of what ``torch.compile`` wrapped it in.
+        model: The model.
         layers: What may be drawn, in the order of definition.
         heads: The modules trained in full, by name.
     """
@@ -88,10 +86,8 @@ def select(model: nn.Module, settings: Settings) -> Selection:
 
     Raises:
         TypeError: If a specification is of the wrong type.
-        ValueError: If the model cannot be adapted, or nothing matches.
+        ValueError: If nothing matches, or a match cannot be a target.
     """
-    model = uncompiled(model)
-    admit(model)
     heads = select_saved(model, settings.modules_to_save)
     layers = select_layers(model, settings.target_modules, settings.exclude_modules, heads.values())
     return Selection(model, layers, heads)
@@ -249,7 +245,7 @@ def _explain_unmatched(
         if found is not None and is_linear(model.get_submodule(found)):
             continue  # trained in full
         what = f"is no linear map (found {found!r})" if found else "matches no module"
-        warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=4)
+        warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=6)
 
 
 def _nothing_found(names: Names, exclude: Names | None, candidates: dict[str, nn.Module]) -> str:

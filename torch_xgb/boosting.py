@@ -24,6 +24,7 @@ from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import MergeReport, finite_norms
 from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
+from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
@@ -176,7 +177,9 @@ class Boosting:
             RuntimeError: If it is none, or not of the factors, or the ledger is another run's.
         """
         self._sharding.before_step(base)
-        if self.writer is not None and self.course.progress.booster_step == 0:
+        if self.writer is not None and not (
+            self.course.progress.booster_step and self.writer.ready
+        ):
             self.writer.check_next(self.course.progress.booster_index)
 
     def prepare_gradients(self, others: Named) -> bool:
@@ -232,6 +235,8 @@ class Boosting:
         self.booster.detach()
         self._recompute.detach()
         self._sharding.detach()
+        if self.writer is not None:
+            self.writer.close()
         self.attached = False
 
     # For frameworks
@@ -293,8 +298,8 @@ class Boosting:
 
     def state_dict(self, base: Optimizer) -> dict[str, Any]:
         """Return what a resumed run needs beside the model and the base's state, in plain types."""
-        run = None if self.writer is None else self.writer.chain.run
-        return {"settings": self._told(base, Contract.RUN), **self._entry.state_dict(), "run": run}
+        kept = {"run": None, "tip": None} if self.writer is None else self.writer.bookmark
+        return {"settings": self._told(base, Contract.RUN), **self._entry.state_dict(), **kept}
 
     def settle(self, base: Optimizer) -> None:
         """Make every Parameter the one that is kept, and the optimizer's own."""
@@ -312,15 +317,15 @@ class Boosting:
         """
         folded = self._entry.check(saved, self._told(base, Contract.RUN))
         if self.writer is not None:
-            self.writer.check_resumable(saved["booster_index"], saved.get("run"))
+            self.writer.check_resumable(Bookmark.of(saved))
         return folded
 
     def load_state_dict(self, saved: Mapping[str, Any], folded: set[str], base: Optimizer) -> None:
         """Take a state over that was checked, the base having taken over its own."""
         self._sharding.share_out(base)
         self._entry.load_state_dict(saved, folded, base)
-        if self.writer is not None:  # last: what it drops is gone
-            self.writer.truncate(saved["booster_index"], saved.get("run"))
+        if self.writer is not None:
+            self.writer.resume(Bookmark.of(saved))
 
     def follow(self, original: Boosting) -> None:
         """Go on like the boosting that this is a copy of."""

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch_xgb import BoostedLowRankOptimizer, MergeReport
 from torch_xgb.ledger.archive import Archive
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.ledger.records import BoosterRecord
+from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
 
@@ -38,6 +40,11 @@ FORMS = [("lora", "none"), ("lora", "targets"), ("direft", "none")]
 
 def where(place: str, tmp_path: Path) -> bool | Path:
     return True if place == "memory" else tmp_path / "run"
+
+
+def at(run: Run) -> Bookmark:
+    """What a checkpoint taken now would say of the ledger."""
+    return Bookmark(len(run.chain), 0, **run.writer.bookmark)
 
 
 def same_record(a: BoosterRecord, b: BoosterRecord) -> bool:
@@ -100,7 +107,10 @@ def test_a_folder_holds_a_file_per_booster_and_reads_as_memory_does(tmp_path: Pa
         "base.safetensors",
         *[f"booster-{t:06d}.safetensors" for t in range(3)],
         "chain.json",
+        "owner.lock",
     ]
+    run.writer.close()
+    assert not (tmp_path / "run" / "owner.lock").exists()
     loaded = Chain.load(tmp_path / "run")
     assert loaded.header == run.chain.header
     assert all(map(same_record, loaded, memory.chain))
@@ -184,6 +194,7 @@ def test_a_resumed_run_drops_the_boosters_after_its_checkpoint(tmp_path: Path, p
     whole.boost(5)
     run = Run(bert(BF16), where(place, tmp_path), ranks=(2,))
     run.boost(3)
+    bookmark = at(run)
     checkpoint, residuals = (
         weights_of(run.model),
         {n: r.clone() for n, r in run.merger.residuals.items()},
@@ -196,7 +207,7 @@ def test_a_resumed_run_drops_the_boosters_after_its_checkpoint(tmp_path: Path, p
         resumed.writer = run.writer
     resumed.model.load_state_dict(checkpoint, strict=False)
     resumed.merger.residuals = residuals
-    resumed.writer.truncate(3)
+    resumed.writer.resume(bookmark)
     assert (len(resumed.chain), dict(resumed.chain.scores)) == (3, {1: 0.5})
     resumed.boost(2)
     assert all(map(same_record, resumed.chain, whole.chain))
@@ -210,10 +221,10 @@ def test_a_ledger_that_lost_boosters_is_refused(tmp_path: Path) -> None:
     run.boost(2)
     for wrong in (3, -1):
         with pytest.raises(RuntimeError, match="the ledger holds 2"):
-            run.writer.truncate(wrong)
+            run.writer.resume(replace(at(run), booster_index=wrong))
     fresh = Run(bert(), tmp_path / "other")
     with pytest.raises(RuntimeError, match="resumed at booster 2 and the ledger holds 0"):
-        fresh.writer.truncate(2)
+        fresh.writer.resume(at(run))
     with pytest.raises(RuntimeError, match="at booster 2.*ends with its process"):
         fresh.writer.check_next(2)
 
@@ -221,6 +232,7 @@ def test_a_ledger_that_lost_boosters_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_ended_in_its_first_booster_is_begun_anew_or_resumed(tmp_path: Path) -> None:
     first = Run(bert(), tmp_path / "run")
     first.writer.check_next(0)
+    first.writer.close()
     other = Run(bert(seed=1), tmp_path / "run")  # a new run, with other weights
     other.boost(1)
     assert same(weights_of(other.chain.rollback(other.model, -1)), other.after[-1])
@@ -230,7 +242,7 @@ def test_a_run_that_ended_in_its_first_booster_is_begun_anew_or_resumed(tmp_path
     resumed = Run(bert(), tmp_path / "second")
     with torch.no_grad():  # trained since
         resumed.saved["classifier.bias"].add_(1)
-    resumed.writer.truncate(0)
+    resumed.writer.resume(replace(at(first), booster_step=1))
     resumed.boost(1)
     assert same(weights_of(resumed.chain.rollback(resumed.model, -1)), first.after[-1])
 
@@ -238,31 +250,41 @@ def test_a_run_that_ended_in_its_first_booster_is_begun_anew_or_resumed(tmp_path
 def test_a_ledger_of_another_run_is_not_cut_for_a_checkpoint(tmp_path: Path) -> None:
     run, other = Run(bert(), tmp_path / "run"), Run(bert(), tmp_path / "other")
     assert run.chain.run is None
-    run.boost(2)
+    run.boost(1)
+    bookmark = at(run)
+    run.boost(1)
     other.boost(4)
     assert run.chain.run and run.chain.run == Chain.load(tmp_path / "run").run
     with pytest.raises(RuntimeError, match="not the one of the checkpoint"):
-        other.writer.truncate(2, run.chain.run)
+        other.writer.resume(at(run))
     assert len(Chain.load(tmp_path / "other")) == 4
     with pytest.raises(RuntimeError, match="not the one of the checkpoint"):
-        Run(bert(), tmp_path / "third").writer.truncate(0, run.chain.run)
+        Run(bert(), tmp_path / "third").writer.resume(replace(at(run), booster_index=0))
     again = Run(bert(), tmp_path / "run")
-    again.writer.truncate(1, run.chain.run)
+    again.writer.resume(bookmark)
     assert (len(again.chain), again.chain.run) == (1, run.chain.run)
+    assert len(Chain.load(tmp_path / "run")) == 2  # until the next booster is written
 
 
-def test_leftovers_are_ignored_and_cleaned_but_not_by_a_reader(tmp_path: Path) -> None:
+def test_leftovers_of_ours_are_cleaned_by_the_next_run_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    Run(bert(), folder).boost(2)
-    leftovers = [folder / "booster-000002.safetensors.part", folder / "scores.json.part"]
-    for file in leftovers:
+    (run := Run(bert(), folder)).boost(2)
+    bookmark = at(run)
+    ours = [
+        folder / f"booster-000002.safetensors.{16 * 'a'}.part",
+        folder / f"scores.json.{16 * '0'}.part",
+    ]
+    others = ["mine.part", "model-00001.safetensors.part", "chain.json.part", ".tmpAbC123"]
+    for file in [*ours, *(folder / name for name in others)]:
         file.write_bytes(b"half")
-    (folder / "mine.part").write_text("not ours")
     assert len(Chain.load(folder)) == 2
-    assert all(file.exists() for file in leftovers)
-    assert len(Run(bert(), folder).chain) == 2
-    assert not any(file.exists() for file in leftovers)
-    assert (folder / "mine.part").exists()
+    again = Run(bert(), folder)
+    assert all(file.exists() for file in ours)
+    run.writer.close()
+    again.writer.resume(bookmark)
+    again.boost(1)
+    assert not any(file.exists() for file in ours)
+    assert all((folder / name).read_bytes() == b"half" for name in others)
 
 
 def test_a_failed_write_leaves_the_chain_as_it_was(
@@ -292,6 +314,7 @@ from pathlib import Path
 import torch
 from recording import synthetic, synthetic_header
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer
 
 folder, kills, dice = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
@@ -301,7 +324,9 @@ header, base = synthetic_header()
 def write(pipe):
     writer = Writer.open(folder, header, base)
     chain = writer.chain
-    writer.truncate(len(chain))
+    if len(chain):
+        here = chain._archive
+        writer.resume(Bookmark(len(chain), 0, here.header.run, here.tip(len(chain))))
     while True:
         writer.append(synthetic(len(chain)))
         chain.score(len(chain) - 1, float(len(chain)))
@@ -572,6 +597,7 @@ def test_a_packed_chain_cannot_grow(tmp_path: Path) -> None:
     run.chain.save(tmp_path / "chain.safetensors")
     packed = Chain.load(tmp_path / "chain.safetensors")
     growing = Writer(Archive.at(tmp_path / "chain.safetensors"), dict)
+    growing.resume(at(run))
     with pytest.raises(RuntimeError, match="cannot grow"):
         growing.append(run.chain[1].__class__(**{**vars(run.chain[1]), "booster_index": 2}))
     packed.score(1, 2.0)
@@ -832,7 +858,7 @@ def test_two_writers_do_not_overwrite_each_other(tmp_path: Path) -> None:
     run.boost(1)
     copy = pickle.loads(pickle.dumps(run.writer))
     run.boost(1)
-    with pytest.raises(RuntimeError, match="written by another process"):
+    with pytest.raises(RuntimeError, match="written by another process, by a copy"):
         copy.append(BoosterRecord.of(MergeReport(1, (), 1, 1, {}, {}), [], {}))
     assert same_record(Chain.load(tmp_path / "run")[1], run.chain[1])
 

@@ -13,7 +13,8 @@ from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.ledger.chain import Chain
-from torch_xgb.ledger.records import BoosterRecord, ChainHeader, WeightFacts
+from torch_xgb.ledger.header import ChainHeader, WeightFacts
+from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
 from torch_xgb.targets.layers import Layer, Target

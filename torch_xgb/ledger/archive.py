@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_xgb.ledger.packed import Packed
-from torch_xgb.ledger.records import BoosterRecord, ChainHeader
+from torch_xgb.ledger import digests
+from torch_xgb.ledger.facts import Facts, entry, mapping_of, natural, number, text
+from torch_xgb.ledger.files import damaged, reading
+from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.ledger.packed import Packed, pack
+from torch_xgb.ledger.records import BoosterRecord, read_saved, read_update
 from torch_xgb.ledger.scores import SCORES, Scores
 from torch_xgb.ledger.store import Folder, Store
 
-__all__ = ["DOCUMENTS", "Archive", "read_header"]
+__all__ = ["Archive", "read_header"]
 
 _HEADER, _ORIGINALS = "chain", "base"
-DOCUMENTS = (_HEADER, SCORES)
 
 
 class Archive:
-    """Boosters 0, 1, … in order, read one at a time.
+    """Boosters 0, 1, … in order, read one at a time, and compared with what was written.
+
+    Every section carries its run and the digests of its tensors, every booster its place and the
+    digest of the one before: its *tip*, which stands for all that was merged until then.
 
     Args:
         store: Where they are.
@@ -43,14 +48,9 @@ class Archive:
             raise ValueError(f"no ledger at {self.where!r}: a folder with chain.json is one")
         self.header = found
         self.begun = header is None and self.has_originals
-        held = {section for section in store.sections() if section != _ORIGINALS}
-        self._length = len(held)
+        self._length = self._held = _count(store)
+        self._tips: dict[int, str] = {}
         self._scales: dict[str, dict[int, float]] | None = None
-        for t in range(self._length):
-            if _section(t) not in held:
-                raise ValueError(
-                    f"the ledger has lost booster {t}: it holds {len(held)}, up to {max(held)!r}"
-                )
         self.scores = Scores(store, self._length)
 
     @classmethod
@@ -66,65 +66,60 @@ class Archive:
         return self._length
 
     @property
+    def held(self) -> int:
+        """How many boosters there are at present, with those that a resumed run will drop."""
+        return _count(self.store)
+
+    @property
     def where(self) -> str:
         """The store's path, or "memory"."""
         return str(getattr(self.store, "path", "memory"))
 
+    # What is there
+
     def record(self, t: int) -> BoosterRecord:
         """Return booster t."""
-        return BoosterRecord.read(self.facts(t), self.store.tensors(_section(t)))
+        facts = self.facts(t)
+        tensors = dict(self._tensors(_section(t), facts))
+        with reading(self.store.place(_section(t))):
+            return BoosterRecord.read(facts, tensors, self.header)
 
-    def records(self, last: int) -> Iterable[BoosterRecord]:
-        """Return boosters 0 to ``last``, one at a time."""
-        return (self.record(t) for t in range(last + 1))
+    def records(self, last: int) -> Iterator[BoosterRecord]:
+        """Return boosters 0 to ``last``, one at a time, each following the one before."""
+        for t in range(last + 1):
+            self._require_link(t)
+            yield self.record(t)
 
-    def facts(self, t: int) -> dict[str, Any]:
+    def facts(self, t: int) -> Facts:
         """Return booster t without its tensors."""
-        return self.store.facts(_section(t))
+        facts = self.store.facts(_section(t))
+        with reading(self.store.place(_section(t))):
+            if (index := entry(facts, "booster_index", natural)) != t:
+                raise ValueError(f"it is booster {index} in the place of booster {t}")
+            entry(facts, "rank", natural)
+            entry(facts, "scales", mapping_of(number))
+            entry(facts, "update_norm", mapping_of(number))
+            self._require_run(facts)
+        return facts
 
-    def begin(self, header: ChainHeader, originals: Mapping[str, Tensor]) -> None:
-        """Write down the original weights and Parameters trained in full, then the header."""
-        self.scores.truncate(0)
-        self.store.write(_ORIGINALS, originals, {})
-        self.store.write_document(_HEADER, header.plain)
-        self.go_on(header)
-
-    def go_on(self, header: ChainHeader) -> None:
-        """Take what is there for this run's."""
-        self.header, self.begun = header, True
-
-    def append(self, record: BoosterRecord) -> None:
-        """Write down the next booster, whole or not at all.
-
-        Raises:
-            RuntimeError: If somebody else has done so. Nothing is changed.
-        """
-        if _section(len(self)) in self.store:
-            raise RuntimeError(
-                f"booster {len(self)} of the ledger was written by another process, or by a copy "
-                "of this one: each run needs a ledger of its own"
-            )
-        self.store.write(_section(len(self)), record.tensors, record.facts)
-        self._length += 1
-        self._scales = None
-
-    def truncate(self, length: int) -> None:
-        """Drop the boosters from ``length`` on, the last first: a kill leaves no gap."""
-        self.scores.truncate(length)
-        for t in reversed(range(length, len(self))):
-            self.store.remove(_section(t))
-            self._length = t
-        self._scales = None
+    def tip(self, length: int) -> str:
+        """Return what stands for the original weights and boosters 0 to ``length`` − 1."""
+        if length not in self._tips:
+            of = self.header.start if length == 0 else self.facts(length - 1)
+            self._tips[length] = digests.of_plain(of)
+        return self._tips[length]
 
     def delta(self, name: str, last: int) -> tuple[Tensor, Tensor]:
         """Return a weight's update by boosters 0 to ``last``: factors side by side, in float64."""
         rows, columns = self.header.weights[name].shape
-        lefts = [torch.zeros(rows, 0, dtype=torch.float64)]
-        rights = [torch.zeros(0, columns, dtype=torch.float64)]
+        lefts = [torch.zeros(rows, 0, dtype=torch.float64, device="cpu")]
+        rights = [torch.zeros(0, columns, dtype=torch.float64, device="cpu")]
         for t, scale in self._scales_of(name).items():
             if t <= last:
                 keys = [f"left/{name}", f"right/{name}"]
-                left, right = self.store.tensors(_section(t), keys).values()
+                tensors = dict(self._tensors(_section(t), self.facts(t), keys))
+                with reading(self.store.place(_section(t))):
+                    left, right, _ = read_update(name, scale, tensors, self.header)
                 lefts.append(left.double() * scale)
                 rights.append(right.double())
         return torch.cat(lefts, 1), torch.cat(rights)
@@ -134,16 +129,131 @@ class Archive:
         """Whether the original weights are there."""
         return _ORIGINALS in self.store
 
-    def original(self, name: str) -> Tensor:
-        """Return an original weight or Parameter, as stored in the model."""
-        return self.store.tensors(_ORIGINALS, [name])[name]
+    def originals(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Return the original weights and Parameters trained in full, as stored in the model.
+
+        Args:
+            names: Some of them; None is all.
+        """
+        if not self.has_originals:
+            raise damaged(self.store.place(_ORIGINALS), "the original weights are missing")
+        facts = self.store.facts(_ORIGINALS)
+        names = [*self.header.weights, *self.header.saved] if names is None else list(names)
+        with reading(self.store.place(_ORIGINALS)):
+            self._require_run(facts)
+            if missing := set(names) - set(self.store.keys(_ORIGINALS)):
+                raise ValueError(f"it lacks {sorted(missing)[0]!r}")
+        for name, tensor in self._tensors(_ORIGINALS, facts, names):
+            with reading(self.store.place(_ORIGINALS)):
+                self.header.check_original(name, tensor)
+            yield name, tensor
 
     def saved(self, t: int) -> dict[str, Tensor]:
         """Return the Parameters trained in full as of after booster t, or −1 the original ones."""
         if t < 0:
-            return self.store.tensors(_ORIGINALS, self.header.saved)
-        tensors = self.store.tensors(_section(t), [f"saved/{name}" for name in self.header.saved])
-        return {key.removeprefix("saved/"): tensor for key, tensor in tensors.items()}
+            return dict(self.originals(self.header.saved))
+        keys = [f"saved/{name}" for name in self.header.saved]
+        tensors = dict(self._tensors(_section(t), self.facts(t), keys))
+        with reading(self.store.place(_section(t))):
+            return {name: read_saved(name, tensors, self.header) for name in self.header.saved}
+
+    # What is written
+
+    def begin(self, header: ChainHeader, originals: Mapping[str, Tensor]) -> None:
+        """Write down the original weights and Parameters trained in full, then the header."""
+        self.scores.truncate(0)
+        facts = {"run": header.run, "digests": digests.of_tensors(originals)}
+        self.store.write(_ORIGINALS, originals, facts)
+        self.store.write_document(_HEADER, header.plain)
+        self.go_on(header, 0)
+
+    def go_on(self, header: ChainHeader, length: int) -> None:
+        """Take what is there for this run's, up to a booster; the next one drops those after."""
+        self.header, self.begun, self._length = header, True, length
+        self._held = _count(self.store)
+        self._tips = {}
+        self._scales = None
+        self.scores.hide(length)
+
+    def check_unchanged(self) -> None:
+        """Make sure that nobody else has written here, or taken anything away.
+
+        Raises:
+            RuntimeError: If somebody has. Nothing is changed.
+        """
+        if _section(self._held) in self.store or (
+            self._held and _section(self._held - 1) not in self.store
+        ):
+            raise RuntimeError(
+                f"the ledger {self.where!r} no longer ends with booster {self._held - 1}: boosters "
+                "were written by another process, by a copy of this optimizer, or taken away, and "
+                "each run needs a ledger of its own. Resume from a checkpoint whose run is still "
+                "in the ledger, or choose another path for record="
+            )
+
+    def append(self, record: BoosterRecord) -> None:
+        """Write down the next booster, whole or not at all.
+
+        Raises:
+            RuntimeError: If somebody else has done so. Nothing is changed.
+        """
+        self.check_unchanged()
+        t = len(self)
+        told = {"run": self.header.run, "previous": self.tip(t)}
+        facts = {**record.facts, **told, "digests": digests.of_tensors(record.tensors)}
+        self.store.write(_section(t), record.tensors, facts, self._drop_later)
+        self._length = self._held = t + 1
+        self._tips = {t + 1: digests.of_plain(facts)}
+        self._scales = None
+
+    def save(self, path: Path) -> None:
+        """Write everything into one file, which ``at`` reads."""
+        sections = [_ORIGINALS, *map(_section, range(len(self)))]
+        scores = digests.sealed({str(t): self.scores[t] for t in self.scores})
+        documents = {_HEADER: self.header.plain, **({SCORES: scores} if self.scores else {})}
+        pack(self.store, path, documents, sections)
+
+    # Inside
+
+    def _drop_later(self) -> None:
+        """Drop the boosters that are about to be replaced, the last first: a kill leaves no gap."""
+        if self._held > self._length:
+            self.scores.truncate(self._length)
+        for t in reversed(range(self._length + 1, self._held)):
+            self.store.remove(_section(t))
+            self._held = t
+
+    def _tensors(
+        self, section: str, facts: Facts, keys: list[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Return a section's tensors, compared with their digests."""
+        known, place = None, self.store.place(section)
+        with reading(place):
+            if "digests" in facts or self.header.version >= 3:
+                known = entry(facts, "digests", mapping_of(text))
+            if keys is None and known is not None and known.keys() != set(self.store.keys(section)):
+                raise ValueError("it holds other tensors than were written")
+        for key, tensor in self.store.items(section, keys):
+            if known is not None:
+                with reading(place):
+                    digests.require(known.get(key), digests.of_tensor(tensor))
+            yield key, tensor
+
+    def _require_run(self, facts: Facts) -> None:
+        """Raise a ValueError if a section is not of this ledger's run."""
+        if "run" not in facts and self.header.version < 3:
+            return
+        if (run := entry(facts, "run", text)) != self.header.run:
+            raise ValueError(f"it is of the run {run!r} and not of {self.header.run!r}")
+
+    def _require_link(self, t: int) -> None:
+        """Raise a ValueError if a booster was not written after the one before it."""
+        facts = self.facts(t)
+        with reading(self.store.place(_section(t))):
+            if "previous" not in facts and self.header.version < 3:
+                return
+            if entry(facts, "previous", text) != self.tip(t):
+                raise ValueError("it was not written after the booster that precedes it")
 
     def _scales_of(self, name: str) -> dict[int, float]:
         """Return the boosters that hold a weight, with the scales of their updates."""
@@ -156,9 +266,30 @@ class Archive:
 
 
 def read_header(store: Store) -> ChainHeader | None:
-    """Return the header in a store, or None."""
-    facts = store.document(_HEADER)
-    return None if facts is None else ChainHeader.read(facts)
+    """Return the header in a store, or None.
+
+    Raises:
+        ValueError: If it is damaged, or of a later version.
+    """
+    document = store.document(_HEADER)
+    with reading(store.place(_HEADER)):
+        return None if document is None else ChainHeader.read(document)
+
+
+def _count(store: Store) -> int:
+    """Return how many boosters a store holds.
+
+    Raises:
+        ValueError: If one is missing in between.
+    """
+    held = {section for section in store.sections() if section != _ORIGINALS}
+    for t in range(len(held)):
+        if _section(t) not in held:
+            raise ValueError(
+                f"the ledger has lost booster {t}: it holds {len(held)}, up to {max(held)!r}. "
+                "Restore its file from a copy"
+            )
+    return len(held)
 
 
 def _section(t: int) -> str:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from torch_xgb.boosters.slots import require_plain
 from torch_xgb.checks import integer
-from torch_xgb.ledger.archive import DOCUMENTS, Archive
+from torch_xgb.ledger.archive import Archive
 from torch_xgb.ledger.export import ExportReport, write_adapter
-from torch_xgb.ledger.packed import pack
+from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.plot import draw_chain
-from torch_xgb.ledger.records import BoosterRecord, ChainHeader
+from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.ledger.restore import find, replay, require_original
 from torch_xgb.ledger.scores import Scores
 from torch_xgb.weights.merge import add_product
@@ -90,6 +90,10 @@ class Chain:
     def score(self, t: int, value: float) -> None:
         """Give booster t a score: the higher, the better the model after it (of a loss, −loss).
 
+        It is a score of the model that ``rollback(model, to=t)`` gives: evaluate right after
+        booster t was merged, as a function given to ``optimizer.on_merge`` does. A few steps later
+        the model holds a part of the next booster.
+
         Raises:
             ValueError: If there is no booster t, or the score is not finite.
         """
@@ -111,6 +115,9 @@ class Chain:
 
     def should_stop(self, early_stopping_rounds: int) -> bool:
         """Tell whether the last n scored boosters brought no better score, as XGBoost stops.
+
+        What is counted are boosters that have a score, not evaluations and not boosters without
+        one: scores given to every tenth booster make n rounds of 10·n boosters.
 
         Args:
             early_stopping_rounds: n, a positive integer.
@@ -136,15 +143,16 @@ class Chain:
 
         Raises:
             RuntimeError: If an optimizer is still attached to the model, or nothing was recorded.
-            ValueError: If there is no booster t, or the ledger belongs to another model. Nothing is
-                changed.
+            ValueError: If there is no booster t, the ledger belongs to another model, or anything
+                that is needed of it is damaged. Nothing is changed.
         """
         to = self._booster("to", to, -1)
         require_plain(model)
         weights, saved = find(model, self.header)
         self._require_begun()
-        for name, weight in weights.items():
-            weight.parameter.copy_(self._archive.original(name))
+        self._verify(to, originals=True)
+        for name, original in self._archive.originals(weights):
+            weights[name].parameter.copy_(original)
         replay(self._archive.records(to), weights, self.header)
         self._restore(saved, to)
         return model
@@ -167,14 +175,15 @@ class Chain:
 
         Raises:
             RuntimeError: If an optimizer is still attached to the model, or nothing was recorded.
-            ValueError: If there is no booster ``to``, or the model's weights are not the original
-                ones. Nothing is changed.
+            ValueError: If there is no booster ``to``, the model's weights are not the original
+                ones, or anything that is needed of the ledger is damaged. Nothing is changed.
         """
         to = self._last(to)
         require_plain(model)
         weights, saved = find(model, self.header)
         self._require_begun()
         require_original(weights, self.header.fingerprints)
+        self._verify(to, originals=False)
         narrow = {n for n, w in weights.items() if w.parameter.element_size() < 4}
         summed = narrow if exact is None else set(weights) if exact else set()
         if merged := {name: weights[name] for name in weights if name not in summed}:
@@ -210,9 +219,13 @@ class Chain:
 
         Raises:
             RuntimeError: If nothing was recorded.
+            ValueError: If anything of the ledger is damaged, or there is a folder of this name.
         """
         self._require_begun()
-        pack(self._archive.store, Path(file), DOCUMENTS)
+        if Path(file).is_dir():
+            raise ValueError(f"a packed ledger is a file, and {os.fspath(file)!r} is a folder")
+        self._verify(len(self) - 1, originals=True)
+        self._archive.save(Path(file))
 
     def to_peft(
         self,
@@ -280,6 +293,20 @@ class Chain:
     def _require_begun(self) -> None:
         if not self._archive.begun:
             raise RuntimeError("the ledger is empty: nothing was trained with it yet")
+
+    def _verify(self, to: int, *, originals: bool) -> None:
+        """Read all that will be needed, one thing at a time, before anything is changed.
+
+        Raises:
+            ValueError: If anything of it is damaged.
+        """
+        if originals:
+            for _ in self._archive.originals():
+                pass
+        for _ in self._archive.records(to):
+            pass
+        if to < 0:
+            self._archive.saved(to)
 
     def _restore(self, saved: Mapping[str, nn.Parameter], t: int) -> None:
         for name, tensor in self._archive.saved(t).items():

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from torch import Tensor
 from torch_xgb.checks import positive_integer
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.formulas.spectrum import compress
-from torch_xgb.ledger.records import ChainHeader, snapshot
-from torch_xgb.ledger.store import import_safetensors, replacing
+from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.ledger.records import snapshot
+from torch_xgb.ledger.files import exists, replacing_all, require_file
+from torch_xgb.ledger.tensorfile import import_safetensors, write_tensors
 from torch_xgb.targets.compiled import plain_name
 
 __all__ = ["ExportReport", "write_adapter"]
 
 Delta = Callable[[str], tuple[Tensor, Tensor]]
+_CARD, _TITLE = "README.md", "# A LoRA adapter of"
 _PREFIX = "base_model.model."  # what peft.PeftModel adds to the names of a model's parameters
 
 
@@ -82,7 +86,7 @@ def write_adapter(
     """
     if rank is not None:
         positive_integer("rank", rank, "a positive integer or None")
-    safetensors = import_safetensors()
+    import_safetensors()
     names = [name for name, facts in header.weights.items() if _is_weight(name)]
     pairs = {name: _pair(*delta(name), rank) for name in names}
     pairs = {name: pair for name, pair in pairs.items() if pair.rank}
@@ -101,14 +105,45 @@ def write_adapter(
         _share([pair.lost for pair in pairs.values()], [pair.norm for pair in pairs.values()]),
         sum(tensor.numel() for tensor in tensors.values()),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "adapter_model.safetensors") as part:
-        safetensors.save_file(tensors, part, {"format": "pt"})
-    with replacing(folder / "adapter_config.json") as part:
-        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with replacing(folder / "README.md") as part:
-        part.write_text(_card(header, report, rank, boosters), encoding="utf-8")
+    card = _card(header, report, rank, boosters)
+    _write(folder, tensors, json.dumps(config, indent=2) + "\n", card)
     return report
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) -> None:
+    """Write the files, or none: they are moved into place when all of them are complete.
+
+    Raises:
+        ValueError: If something else has their names.
+    """
+    if exists(folder) and not folder.is_dir():
+        raise ValueError(f"an adapter is a folder, and {str(folder)!r} is none: choose another")
+    made = not folder.exists()
+    files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+    if _is_ours(folder / _CARD):
+        files.append(folder / _CARD)
+    if taken := [file for file in files if file.is_dir()]:
+        raise ValueError(f"{str(taken[0])!r} is a folder: choose another path for the adapter")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing_all(files) as (data, *texts):
+            write_tensors(data, tensors, {"format": "pt"})
+            for file, text in zip(texts, (config, card), strict=False):
+                file.write(text.encode())
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _is_ours(readme: Path) -> bool:
+    """Tell whether a model card may be written: over nothing, or over one of an earlier export."""
+    if not exists(readme):
+        return True
+    with suppress(OSError, ValueError):
+        return require_file(readme) < 1 << 16 and _TITLE in readme.read_text(encoding="utf-8")
+    return False
 
 
 def _pair(left: Tensor, right: Tensor, rank: int | None) -> _Pair:
@@ -238,7 +273,7 @@ def _card(header: ChainHeader, report: ExportReport, rank: int | None, boosters:
         "- torch_xgb",
         "---",
         "",
-        f"# A LoRA adapter of {boosters} boosters",
+        f"{_TITLE} {boosters} boosters",
     ]
     lines += ["", f"Trained with torch_xgb as a chain of {boosters} low-rank boosters. {kept}."]
     lines += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from torch_xgb.formulas.spectrum import effective_rank, spectra
-from torch_xgb.ledger.records import ChainHeader
+from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.scores import best_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from torch_xgb.ledger.records import BoosterRecord, ChainHeader
+from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.targets.compiled import plain_name
 from torch_xgb.weights.fingerprints import fingerprint
 from torch_xgb.weights.merge import Merger

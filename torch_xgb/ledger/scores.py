@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 
 from torch_xgb.checks import positive_integer
+from torch_xgb.ledger.digests import sealed, unsealed
+from torch_xgb.ledger.facts import entry, mapping, number
+from torch_xgb.ledger.files import reading
 from torch_xgb.ledger.store import Store
 
 __all__ = ["SCORES", "Scores", "best_of"]
@@ -16,6 +20,8 @@ SCORES = "scores"  # the document
 class Scores(Mapping[int, float]):
     """The scores of a chain, written down at once.
 
+    Scores that cannot be read are lost, with a warning: nothing else depends on them.
+
     Args:
         store: Where they are kept.
         length: The number of boosters; scores of later ones are an earlier run's.
@@ -23,8 +29,17 @@ class Scores(Mapping[int, float]):
 
     def __init__(self, store: Store, length: int) -> None:
         self._store = store
-        found = (store.document(SCORES) or {}).items()
-        self._values = {int(t): float(value) for t, value in found if int(t) < length}
+        self._values: dict[int, float] = {}
+        try:
+            found = self._read()
+        except ValueError as error:
+            found = {}
+            warnings.warn(
+                f"{error}. Its scores are lost; the boosters are not affected, and "
+                "chain.score(t, value) begins a new list",
+                stacklevel=2,
+            )
+        self._values = {t: value for t, value in found.items() if t < length}
 
     def __getitem__(self, t: int) -> float:
         return self._values[t]
@@ -47,12 +62,26 @@ class Scores(Mapping[int, float]):
         value = float(value)
         if not math.isfinite(value):
             raise ValueError(f"a score must be finite, got {value!r} for booster {t}")
-        self._keep({**self._values, t: value})
+        try:
+            held = self._read()  # somebody else may have given one since
+        except ValueError:
+            held = self._values
+        self._keep({**held, t: value})
+        self._values = {**self._values, t: value}
+
+    def hide(self, length: int) -> None:
+        """Know nothing of the boosters from ``length`` on, which are about to be dropped."""
+        self._values = {t: value for t, value in self._values.items() if t < length}
 
     def truncate(self, length: int) -> None:
         """Drop the scores of boosters from ``length`` on."""
-        if any(t >= length for t in self._values):
-            self._keep({t: value for t, value in self._values.items() if t < length})
+        self.hide(length)
+        try:
+            if self._store.document(SCORES) is None:
+                return
+        except ValueError:  # damaged: what is known of it is written anew
+            pass
+        self._keep(self._values)
 
     @property
     def best(self) -> int:
@@ -75,9 +104,21 @@ class Scores(Mapping[int, float]):
         positive_integer("early_stopping_rounds", rounds)
         return bool(self._values) and sum(t > self.best for t in self._values) >= rounds
 
+    def _read(self) -> dict[int, float]:
+        document = self._store.document(SCORES)
+        with reading(self._store.place(SCORES)):
+            found = {} if document is None else unsealed(mapping(document), required=False)
+            return {_index(t): entry(found, t, number) for t in found}
+
     def _keep(self, values: dict[int, float]) -> None:
-        self._store.write_document(SCORES, {str(t): values[t] for t in sorted(values)})
-        self._values = values
+        plain = {str(t): values[t] for t in sorted(values)}
+        self._store.write_document(SCORES, sealed(plain))
+
+
+def _index(key: str) -> int:
+    if not key.isdecimal():
+        raise ValueError(f"{key!r} is no booster's index")
+    return int(key)
 
 
 def best_of(scores: Mapping[int, float]) -> int:

@@ -8,38 +8,41 @@ file per booster, written aside and moved into place: what is there is complete.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-__all__ = [
-    "Facts",
-    "Folder",
-    "Memory",
-    "Store",
-    "import_safetensors",
-    "opened",
-    "read_tensor",
-    "replacing",
-]
+from torch_xgb.ledger import digests
+from torch_xgb.ledger.facts import Facts, entry, mapping, text
+from torch_xgb.ledger.files import exists, read_json, reading, replacing, sweep
+from torch_xgb.ledger.tensorfile import TensorFile, write_tensors
 
-Facts = dict[str, Any]
-_PART = ".part"
-_SECTION = re.compile(r"(base|booster-\d{6,})\.safetensors")
+__all__ = ["Folder", "Memory", "Store", "read_facts"]
+
+_SECTION = re.compile(r"(base|booster-(?:[0-9]{6}|[1-9][0-9]{6,}))\.safetensors")
+_WRITTEN = r"(?:base|booster-[0-9]{6,})\.safetensors|(?:chain|scores)\.json"
+
+
+def _nothing() -> None:
+    pass
 
 
 class Store(Protocol):
-    """Sections, each of named tensors and plain facts; and documents, of plain facts alone."""
+    """Sections, each of named tensors and plain facts; and documents, of plain facts alone.
+
+    Whatever cannot be read is a ValueError that names the place.
+    """
 
     def sections(self) -> list[str]:
         """Return the names of all sections."""
 
     def __contains__(self, section: str) -> bool: ...
+
+    def place(self, name: str) -> str:
+        """Say where a section or a document is."""
 
     def facts(self, section: str) -> Facts:
         """Return a section's facts."""
@@ -47,16 +50,24 @@ class Store(Protocol):
     def keys(self, section: str) -> list[str]:
         """Return the names of a section's tensors."""
 
-    def tensors(self, section: str, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Return a section's tensors, all or some of them, reading nothing else."""
+    def items(
+        self, section: str, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Return a section's tensors, all or some of them, one at a time."""
 
-    def write(self, section: str, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-        """Write a section whole, or not at all."""
+    def write(
+        self,
+        section: str,
+        tensors: Mapping[str, Tensor],
+        facts: Facts,
+        before: Callable[[], object] = _nothing,
+    ) -> None:
+        """Write a section whole, or not at all; ``before`` is called once its data are kept."""
 
     def remove(self, section: str) -> None:
         """Remove a section."""
 
-    def document(self, name: str) -> Facts | None:
+    def document(self, name: str) -> object:
         """Return a document, or None."""
 
     def write_document(self, name: str, facts: Facts) -> None:
@@ -76,23 +87,35 @@ class Memory:
     def __contains__(self, section: str) -> bool:
         return section in self._sections
 
+    def place(self, name: str) -> str:  # noqa: D102
+        return f"memory: {name}"
+
     def facts(self, section: str) -> Facts:  # noqa: D102
         return self._sections[section][1]
 
     def keys(self, section: str) -> list[str]:  # noqa: D102
         return list(self._sections[section][0])
 
-    def tensors(self, section: str, keys: Iterable[str] | None = None) -> dict[str, Tensor]:  # noqa: D102
+    def items(  # noqa: D102
+        self, section: str, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         held = self._sections[section][0]
-        return {key: held[key] for key in (held if keys is None else keys)}
+        return ((key, held[key]) for key in (held if keys is None else keys))
 
-    def write(self, section: str, tensors: Mapping[str, Tensor], facts: Facts) -> None:  # noqa: D102
+    def write(  # noqa: D102
+        self,
+        section: str,
+        tensors: Mapping[str, Tensor],
+        facts: Facts,
+        before: Callable[[], object] = _nothing,
+    ) -> None:
+        before()
         self._sections[section] = dict(tensors), facts
 
     def remove(self, section: str) -> None:  # noqa: D102
         del self._sections[section]
 
-    def document(self, name: str) -> Facts | None:  # noqa: D102
+    def document(self, name: str) -> object:  # noqa: D102
         return self._documents.get(name)
 
     def write_document(self, name: str, facts: Facts) -> None:  # noqa: D102
@@ -110,19 +133,21 @@ class Folder:
         self.path = path
 
     def prepare(self) -> None:
-        """Make the folder and remove what an unfinished write left there.
+        """Make the folder.
 
         Raises:
             ValueError: If there is something else of this name.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"a ledger is a folder, and {str(self.path)!r} is a file")
+        if exists(self.path) and not self.path.is_dir():
+            raise ValueError(
+                f"a ledger is a folder, and {str(self.path)!r} is a file or a link to nothing: "
+                "choose another path for record="
+            )
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in (
-            *self.path.glob(f"*.safetensors{_PART}"),
-            *self.path.glob(f"*.json{_PART}"),
-        ):
-            leftover.unlink()
+
+    def sweep(self) -> None:
+        """Remove what unfinished writes of a killed run left, and nothing of others'."""
+        sweep(self.path, _WRITTEN)
 
     def sections(self) -> list[str]:  # noqa: D102
         files = self.path.iterdir() if self.path.is_dir() else ()
@@ -130,93 +155,67 @@ class Folder:
         return sorted(names, key=lambda name: (len(name), name))
 
     def __contains__(self, section: str) -> bool:
-        return self._file(section).exists()
+        return exists(self._file(section))
+
+    def place(self, name: str) -> str:  # noqa: D102
+        file = self._file(name)
+        return str(file if _SECTION.fullmatch(file.name) else self._document(name))
 
     def facts(self, section: str) -> Facts:  # noqa: D102
-        with opened(self._file(section)) as file:
-            facts: Facts = json.loads(file.metadata()["facts"])
-            return facts
+        with TensorFile(self._file(section)) as file, reading(file.path):
+            return read_facts(file.metadata, ("facts",))["facts"]
 
     def keys(self, section: str) -> list[str]:  # noqa: D102
-        with opened(self._file(section)) as file:
-            return list(file.keys())
+        with TensorFile(self._file(section)) as file:
+            return file.keys
 
-    def tensors(self, section: str, keys: Iterable[str] | None = None) -> dict[str, Tensor]:  # noqa: D102
-        with opened(self._file(section)) as file:
-            return {key: read_tensor(file, key) for key in (file.keys() if keys is None else keys)}
+    def items(  # noqa: D102
+        self, section: str, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        with TensorFile(self._file(section)) as file:
+            yield from file.read(file.keys if keys is None else keys)
 
-    def write(self, section: str, tensors: Mapping[str, Tensor], facts: Facts) -> None:  # noqa: D102
-        safetensors = import_safetensors()
-        with replacing(self._file(section)) as part:
-            safetensors.save_file(dict(tensors), part, {"facts": json.dumps(facts)})
+    def write(  # noqa: D102
+        self,
+        section: str,
+        tensors: Mapping[str, Tensor],
+        facts: Facts,
+        before: Callable[[], object] = _nothing,
+    ) -> None:
+        told = json.dumps(facts)
+        metadata = {"facts": told, "checksum": digests.of_text(told)}
+        with replacing(self._file(section), before) as file:
+            write_tensors(file, tensors, metadata)
 
     def remove(self, section: str) -> None:  # noqa: D102
-        self._file(section).unlink()
+        self._file(section).unlink(missing_ok=True)
 
-    def document(self, name: str) -> Facts | None:  # noqa: D102
-        file = self.path / f"{name}.json"
-        if not file.exists():
-            return None
-        facts: Facts = json.loads(file.read_text(encoding="utf-8"))
-        return facts
+    def document(self, name: str) -> object:  # noqa: D102
+        file = self._document(name)
+        return read_json(file) if exists(file) else None
 
     def write_document(self, name: str, facts: Facts) -> None:  # noqa: D102
-        with replacing(self.path / f"{name}.json") as part:
-            part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        with replacing(self._document(name)) as file:
+            file.write((json.dumps(facts, indent=1) + "\n").encode())
 
     def _file(self, section: str) -> Path:
         return self.path / f"{section}.safetensors"
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and move the file into place once it is complete and on the disk."""
-    part = path.with_name(path.name + _PART)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    def _document(self, name: str) -> Path:
+        return self.path / f"{name}.json"
 
 
-def import_safetensors() -> Any:  # noqa: ANN401
-    """Return ``safetensors.torch``.
+def read_facts(metadata: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Facts]:
+    """Return the JSON objects in a file's metadata, compared with their checksum.
+
+    Earlier versions of the library wrote none.
 
     Raises:
-        ImportError: If it is not installed; the message says how to.
+        ValueError: If one is missing, or was changed.
     """
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "a ledger on disk needs safetensors: pip install 'torch-xgb[ledger]'"
-        ) from error
-    return safetensors.torch
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    safetensors_torch = import_safetensors()
-    from safetensors import SafetensorError
-
-    try:
-        opened = safetensors_torch.safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is no ledger's file, or damaged: {error}") from error
-    with opened as file:
-        yield file
-
-
-def read_tensor(file: Any, key: str) -> Tensor:  # noqa: ANN401
-    """Return a tensor of an open file."""
-    # A copy: the file's own memory is mapped, unaligned, and may be truncated under our feet.
-    tensor: Tensor = file.get_tensor(key).clone()
-    return tensor
+    if strangers := metadata.keys() - {*names, "checksum"}:
+        raise ValueError(f"its metadata hold {sorted(strangers)[0]!r}, which is nobody's")
+    told = [entry(metadata, name, text) for name in names]
+    if "checksum" in metadata:
+        digests.require(metadata["checksum"], digests.of_text("".join(told)))
+    return {name: mapping(json.loads(one)) for name, one in zip(names, told, strict=True)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,12 @@ from torch_xgb.boosters.report import MergeReport
 from torch_xgb.formulas.entries import as_matrix
 from torch_xgb.ledger.archive import Archive, read_header
 from torch_xgb.ledger.chain import Chain
-from torch_xgb.ledger.records import BoosterRecord, ChainHeader, originals, snapshot
-from torch_xgb.ledger.store import Folder, Memory, import_safetensors
+from torch_xgb.ledger.header import ChainHeader, originals
+from torch_xgb.ledger.owner import Owner
+from torch_xgb.ledger.records import BoosterRecord, snapshot
+from torch_xgb.ledger.resume import LOST, Bookmark
+from torch_xgb.ledger.store import Folder, Memory
+from torch_xgb.ledger.tensorfile import import_safetensors
 from torch_xgb.processes import is_first
 from torch_xgb.settings import Settings
 from torch_xgb.targets.selection import Selection
@@ -31,8 +37,10 @@ Tensors = Mapping[str, Tensor]
 class Writer:
     """Writes a chain, and answers whether a run may go on with it.
 
+    Nothing is written, dropped or locked before the first step that is taken with it.
+
     Args:
-        archive: Of this run, or of an earlier one that it goes on with.
+        archive: Of this run, or of an earlier one that it may go on with.
         base: Returns the original weights and saved Parameters, as stored, by name. Called once,
             before the first booster is trained.
         trained: Returns the Parameters trained in full, by name.
@@ -46,8 +54,10 @@ class Writer:
     ) -> None:
         self.chain = Chain(archive)
         self._archive = archive
-        self._base = None if archive.begun or len(archive) else base
-        self._trained = trained
+        self._base, self._trained = base, trained
+        self._folder = archive.store if isinstance(archive.store, Folder) else None
+        self._owner = None if self._folder is None else Owner(self._folder.path)
+        self._mine = False  # whether this one has begun the run that is there, or goes on with it
 
     @classmethod
     def open(
@@ -57,7 +67,7 @@ class Writer:
         base: Callable[[], Tensors],
         trained: Callable[[], Tensors] = dict,
     ) -> Writer:
-        """Begin a chain, or open a folder's to go on with it.
+        """Open a ledger for a run that has not begun.
 
         Args:
             record: True for memory, or the path of a folder.
@@ -71,22 +81,32 @@ class Writer:
         """
         if record is True:
             return cls(Archive(Memory(), header), base, trained)
-        if not isinstance(record, (str, os.PathLike)):
-            raise TypeError(f"record must be None, True or a path, got {record!r}")
+        path = _folder(record)
         import_safetensors()
-        folder = Folder(Path(record))
+        folder = Folder(path)
         folder.prepare()
         archive = Archive(folder, header)
-        if not len(archive):
-            return cls(archive, base, trained)
-        archive = Archive(folder)
-        if differing := archive.header.differences(header):
-            raise ValueError(
-                f"{archive.where!r} holds {len(archive)} boosters of a run with another "
-                f"configuration or model (it differs in {', '.join(differing)}): choose another "
-                "path"
-            )
+        if len(archive):
+            archive = Archive(folder)
+            if differing := archive.header.differences(header):
+                raise ValueError(
+                    f"{archive.where!r} holds {len(archive)} boosters of a run with another "
+                    f"configuration or model (it differs in {', '.join(differing)}): choose "
+                    "another path"
+                )
         return cls(archive, base, trained)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this run has begun here, or goes on, and nobody else writes."""
+        return self._mine and (self._owner is None or self._owner.holds)
+
+    @property
+    def bookmark(self) -> dict[str, str | None]:
+        """What a checkpoint says of the ledger: nothing before the first step."""
+        if not self._mine:
+            return {"run": None, "tip": None}
+        return {"run": self._archive.header.run, "tip": self._archive.tip(len(self._archive))}
 
     def check_next(self, booster_index: int) -> None:
         """Make sure that booster t is the next one; keep the original weights before the first.
@@ -94,16 +114,19 @@ class Writer:
         To be called before anything of booster t is trained.
 
         Raises:
-            RuntimeError: If it is not the next one. Nothing is changed.
+            RuntimeError: If it is not the next one, or another run writes here. Nothing is changed.
+            OSError: If the folder cannot be written to.
         """
         length = len(self._archive)
-        if booster_index != length:
+        if booster_index != length or (length and not self._mine):
             raise RuntimeError(
                 f"the ledger holds {length} boosters and the run is at booster {booster_index}: "
-                + (_EARLIER_RUN if length > booster_index else _LOST)
+                + (_EARLIER_RUN if length > booster_index else LOST)
             )
-        if not self._archive.begun:
-            self._begin()
+        with self._said(booster_index):
+            self._claim()
+            if not self._mine:
+                self._begin()
 
     def write(self, report: MergeReport, updates: Iterable[tuple[Weight, Update]]) -> None:
         """Write down a booster that is about to be merged.
@@ -116,46 +139,64 @@ class Writer:
         """Write down the next booster, whole or not at all.
 
         Raises:
-            RuntimeError: If it is not the next one. Nothing is changed.
+            RuntimeError: If it is not the next one, or another run writes here. Nothing is changed.
+            OSError: If it cannot be written.
         """
         self.check_next(record.booster_index)
-        self._archive.append(record)
+        with self._said(record.booster_index):
+            self._archive.append(record)
 
-    def check_resumable(self, length: int, run: str | None = None) -> None:
-        """Make sure that a run may go on from a checkpoint: see ``truncate``.
+    def check_resumable(self, bookmark: Bookmark) -> None:
+        """Make sure that a run may go on from a checkpoint, changing nothing.
 
         Raises:
             RuntimeError: If the chain is another run's, or too short.
+            ValueError: If what is needed of it is damaged.
         """
-        if not 0 <= length <= len(self._archive):
-            raise RuntimeError(
-                f"the run is resumed at booster {length} and the ledger holds "
-                f"{len(self._archive)}: {_LOST}"
-            )
-        kept = self._archive.header if self._archive.begun else self._left_behind()
-        if run is not None and (kept is None or kept.run != run):
-            raise RuntimeError(f"the ledger is not the one of the checkpoint: {_LOST}")
+        if not bookmark.is_fresh:
+            bookmark.require_within(self._kept())
 
-    def truncate(self, length: int, run: str | None = None) -> None:
-        """Drop the boosters from ``length`` on: a run goes on from a checkpoint taken there.
+    def resume(self, bookmark: Bookmark) -> None:
+        """Go on from a checkpoint: the next booster that is written drops those from there on.
 
-        Args:
-            length: How many boosters the checkpoint's run had merged.
-            run: That run's ``chain.run``; None leaves it unchecked.
+        A fresh optimizer's own state, which some frameworks load back into it, is none: with it,
+        the boosters that are there go on being an earlier run's.
 
         Raises:
             RuntimeError: If the chain is another run's, or too short. Nothing is changed.
         """
-        self.check_resumable(length, run)
-        kept = None if self._archive.begun else self._left_behind()
-        if kept is not None:
-            self._archive.go_on(kept)
-        self._archive.truncate(length)
+        self.check_resumable(bookmark)
+        if bookmark.is_fresh:
+            if self._mine and bookmark.began_with(self._archive.header.fingerprints):
+                self._archive.go_on(self._archive.header, 0)
+            return
+        self._archive.go_on(self._kept().header, bookmark.booster_index)
+        self._mine = True
+
+    def close(self) -> None:
+        """Let others write here: the run has ended."""
+        if self._owner is not None:
+            self._owner.release()
+
+    def _claim(self) -> None:
+        """Become the folder's owner, and see whether it is what it was."""
+        if self._folder is None or self._owner is None:
+            return
+        held = self._owner.holds
+        self._owner.claim(self._archive.header.run)
+        try:
+            if self._mine:
+                self._archive.check_unchanged()
+            elif found := self._archive.held:
+                raise RuntimeError(f"the ledger holds {found} boosters: {_EARLIER_RUN}")
+            if not held:
+                self._folder.sweep()
+        except BaseException:
+            self._owner.release()
+            raise
 
     def _begin(self) -> None:
         """Write down the original weights and the header."""
-        if self._base is None:
-            raise RuntimeError("the ledger has lost base.safetensors, the original weights")
         tensors = {name: snapshot(tensor) for name, tensor in self._base().items()}
         header = self._archive.header
         prints = {
@@ -163,21 +204,55 @@ class Writer:
             for name, facts in header.weights.items()
         }
         self._archive.begin(dataclasses.replace(header, fingerprints=prints), tensors)
+        self._mine = True
 
-    def _left_behind(self) -> ChainHeader | None:
-        """Return the header of a run like this one that ended before its first merge."""
-        found = read_header(self._archive.store) if self._archive.has_originals else None
-        return None if found is None or found.differences(self._archive.header) else found
+    def _kept(self) -> Archive:
+        """Return what is there, be it of a run like this one that ended before its first merge."""
+        if self._archive.begun or not self._archive.has_originals:
+            return self._archive
+        found = read_header(self._archive.store)
+        if found is None or found.differences(self._archive.header):
+            return self._archive
+        return Archive(self._archive.store)
+
+    @contextmanager
+    def _said(self, t: int) -> Iterator[None]:
+        """Say what to do about what the system refused."""
+        try:
+            yield
+        except OSError as error:
+            if not self._archive.begun or not self._mine:
+                lost = "nothing was trained"
+            else:
+                lost = f"booster {t} is not lost: it is pending, and the model unharmed"
+            raise OSError(
+                error.errno or errno.EIO,
+                f"{error.strerror or error}: the ledger {self._archive.where!r} cannot be written, "
+                f"and {lost}. Free space, make the folder writable or put it back, and go on: "
+                "optimizer.merge() and the next step() try again. Or save the model's and the "
+                "optimizer's state_dict(), copy the ledger elsewhere and resume with record= there",
+            ) from error
 
 
 _EARLIER_RUN = (
     "they are an earlier run's. Resume it with optimizer.load_state_dict(...), or choose another "
     "path for record="
 )
-_LOST = (
-    "the ledger is another run's, or lost its last boosters (one in memory ends with its process). "
-    "Give record= the path the run was recorded to, or None"
-)
+
+
+def _folder(record: object) -> Path:
+    """Return the path that ``record`` gives, whatever the working directory becomes.
+
+    Raises:
+        TypeError: If it gives none.
+        ValueError: If it is empty.
+    """
+    path = os.fspath(record) if isinstance(record, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise TypeError(f"record must be None, True or a path, got {record!r}")
+    if not path.strip() or "\0" in path:
+        raise ValueError(f"record must be None, True or the path of a folder, got {record!r}")
+    return Path(os.path.abspath(path))
 
 
 def writer(model: nn.Module, settings: Settings, selection: Selection, form: Form) -> Writer | None:

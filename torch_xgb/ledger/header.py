@@ -1,0 +1,241 @@
+"""What all boosters of a chain have in common, written down once."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_xgb.boosters.forms import Form
+from torch_xgb.formulas.entries import as_matrix
+from torch_xgb.ledger.digests import sealed, unsealed
+from torch_xgb.ledger.facts import (
+    Facts,
+    entry,
+    flag,
+    integer,
+    list_of,
+    mapping,
+    mapping_of,
+    natural,
+    optional,
+    text,
+)
+from torch_xgb.settings import Contract, Settings, differences
+from torch_xgb.targets.compiled import plain_name
+from torch_xgb.targets.selection import Selection
+from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.merge import MERGE_PRECISIONS
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["ChainHeader", "WeightFacts", "originals"]
+
+VERSION = 3
+_ADAPTERS = ("lora", "direft")
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """A weight that boosters are merged into.
+
+    Attributes:
+        shape: (out, in); of a bias (out, 1).
+        dtype: E.g. "bfloat16".
+        transposed: Whether it is stored (in, out).
+        modules: Names of the modules that hold it: several where it is tied.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    transposed: bool
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChainHeader:
+    """What all boosters of a chain have in common.
+
+    Attributes:
+        settings: What the run was told, as far as a run that goes on must be told the same.
+        weights: Every weight and bias that may be merged into, by name.
+        targets: Every target module with its layer's name, in the model's order.
+        saved: The Parameters trained in full, by name, with their shapes.
+        saved_modules: Names of the modules they belong to.
+        base_model: Where the model was loaded from, if known.
+        model_class: "module:class" of the model.
+        fingerprints: Of the original weights, once they are kept.
+        run: A random name, the same for all boosters of a run.
+        version: Of what is written; before 3, boosters had no digests and did not know their run.
+    """
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, WeightFacts]
+    targets: Mapping[str, str]
+    saved: Mapping[str, tuple[int, ...]]
+    saved_modules: tuple[str, ...]
+    base_model: str | None = None
+    model_class: str | None = None
+    fingerprints: Mapping[str, int] = field(default_factory=dict)
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+    version: int = VERSION
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, settings: Settings, selection: Selection, form: Form
+    ) -> ChainHeader:
+        """Describe a run.
+
+        Args:
+            model: The model.
+            settings: What the run was told.
+            selection: What of the model it is about.
+            form: What a pair is.
+        """
+        names = {id(module): name for name, module in model.named_modules()}
+        weights = [weight for target in selection.targets for weight in form.weights(target)]
+        kind, origin = type(model), getattr(model, "name_or_path", None)
+        return cls(
+            settings=settings.plain(Contract.RUN),
+            weights={weight.name: _facts(weight, names) for weight in weights},
+            targets={t.name: layer.name for layer in selection.layers for t in layer.targets},
+            saved={name: tuple(parameter.shape) for name, parameter in selection.named.items()},
+            saved_modules=tuple(selection.heads),
+            base_model=origin if isinstance(origin, str) and origin else None,
+            model_class=f"{kind.__module__}:{kind.__qualname__}",
+        )
+
+    def differences(self, other: ChainHeader) -> list[str]:
+        """Return the names of the settings in which a run could not go on with another's chain."""
+        told = {n: value for n, value in other.settings.items() if n in self.settings}
+        told_otherwise = differences(self.settings, told)
+        model = ("weights", "targets", "saved")
+        return told_otherwise + [
+            name for name in model if getattr(self, name) != getattr(other, name)
+        ]
+
+    def check_original(self, name: str, stored: Tensor) -> None:
+        """Make sure that a tensor is the original weight or Parameter of a name, bit by bit.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if (facts := self.weights.get(name)) is None:
+            if tuple(stored.shape) != self.saved[name]:
+                raise ValueError(f"{name!r} has the shape {tuple(stored.shape)}")
+            return
+        rows, columns = facts.shape
+        shape = (columns, rows) if facts.transposed else (rows, columns)
+        of_bias = shape[1] == 1 and tuple(stored.shape) == shape[:1]
+        dtype = str(stored.dtype).removeprefix("torch.")
+        if (tuple(stored.shape) != shape and not of_bias) or dtype != facts.dtype:
+            raise ValueError(
+                f"{name!r} is {dtype} of the shape {tuple(stored.shape)}, not {facts.dtype} of "
+                f"{shape}"
+            )
+        if fingerprint(as_matrix(stored, facts.transposed)) != self.fingerprints[name]:
+            raise ValueError(f"{name!r} is not the weight that the run began with")
+
+    @property
+    def adapter(self) -> str:
+        """The form of a pair: "lora" or "direft"."""
+        return str(self.settings["adapter"])
+
+    @property
+    def precision(self) -> str:
+        """The policy of the merges, as given to the optimizer."""
+        return str(self.settings["merge_precision"])
+
+    @property
+    def seed(self) -> int:
+        """Of stochastic rounding."""
+        return int(self.settings["seed"])
+
+    @property
+    def plain(self) -> Facts:
+        """It in JSON's types."""
+        return sealed(dataclasses.asdict(self))
+
+    @property
+    def start(self) -> Facts:
+        """What the boosters follow: the run, and the weights it began with."""
+        return {"run": self.run, "fingerprints": dict(self.fingerprints)}
+
+    @classmethod
+    def read(cls, document: object) -> ChainHeader:
+        """Take it back from JSON.
+
+        Raises:
+            ValueError: If a later version of the library wrote it, or it was changed since.
+        """
+        held = mapping(document)
+        if (version := held.get("version")) not in (1, 2, VERSION) or isinstance(version, bool):
+            raise ValueError(
+                f"the ledger has version {version!r}, this torch_xgb reads 1 to {VERSION}"
+            )
+        facts = unsealed(held, required=version >= 3)
+        if version == 1:  # it held these settings alone
+            told = {"adapter": "adapter", "merge_precision": "precision", "seed": "seed"}
+            facts["settings"] = {name: entry(facts, key, _any) for name, key in told.items()}
+        header = cls(
+            settings=entry(facts, "settings", _settings),
+            weights=entry(facts, "weights", mapping_of(_weight)),
+            targets=entry(facts, "targets", mapping_of(text)),
+            saved=entry(facts, "saved", mapping_of(_shape)),
+            saved_modules=tuple(entry(facts, "saved_modules", list_of(text))),
+            base_model=entry(facts, "base_model", optional(text)),
+            model_class=entry(facts, "model_class", optional(text)),
+            fingerprints=entry(facts, "fingerprints", mapping_of(integer)),
+            run=entry(facts, "run", text),
+            version=version,
+        )
+        if unknown := header.weights.keys() ^ header.fingerprints.keys():
+            raise ValueError(f"its weights and fingerprints differ in {sorted(unknown)[0]!r}")
+        return header
+
+
+def originals(model: nn.Module, header: ChainHeader) -> dict[str, Tensor]:
+    """Return what a run changes of a model, as stored: the targets' weights, the saved modules."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: parameters[name].detach() for name in (*header.weights, *header.saved)}
+
+
+def _facts(weight: Weight, names: Mapping[int, str]) -> WeightFacts:
+    rows, columns = weight.shape
+    dtype = str(weight.parameter.dtype).removeprefix("torch.")
+    holders = tuple(plain_name(names[id(module)]) for module in weight.modules)
+    return WeightFacts((rows, columns), dtype, weight.transposed, holders)
+
+
+def _any(value: object) -> object:
+    return value
+
+
+def _settings(value: object) -> Facts:
+    settings = mapping(value)
+    if (adapter := entry(settings, "adapter", text)) not in _ADAPTERS:
+        raise ValueError(f"'adapter' must be one of {list(_ADAPTERS)}, not {adapter!r}")
+    if (precision := entry(settings, "merge_precision", text)) not in MERGE_PRECISIONS:
+        raise ValueError(f"'merge_precision' is {precision!r}, which is none")
+    entry(settings, "seed", integer)
+    return settings
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(list_of(natural)(value))
+
+
+def _weight(value: object) -> WeightFacts:
+    facts = mapping(value)
+    shape = entry(facts, "shape", _shape)
+    if len(shape) != 2:
+        raise ValueError(f"a weight's shape has two numbers, not {list(shape)}")
+    return WeightFacts(
+        (shape[0], shape[1]),
+        entry(facts, "dtype", text),
+        entry(facts, "transposed", flag),
+        tuple(entry(facts, "modules", list_of(text))),
+    )

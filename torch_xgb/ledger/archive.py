@@ -50,6 +50,7 @@ class Archive:
         self.begun = header is None and self.has_originals
         self._length = self._held = _count(store)
         self._tips: dict[int, str] = {}
+        self._writing = -1  # the booster that was begun to be written last
         self._scales: dict[str, dict[int, float]] | None = None
         self.scores = Scores(store, self._length)
 
@@ -197,14 +198,23 @@ class Archive:
         Raises:
             RuntimeError: If somebody else has done so. Nothing is changed.
         """
-        self.check_unchanged()
-        t = len(self)
-        told = {"run": self.header.run, "previous": self.tip(t)}
-        facts = {**record.facts, **told, "digests": digests.of_tensors(record.tensors)}
-        self.store.write(_section(t), record.tensors, facts, self._drop_later)
+        t, facts = len(self), self._sealed(record)
+        if not self.has_written(record):  # else an interrupt kept it from being counted
+            self.check_unchanged()
+            self._writing = t
+            self.store.write(_section(t), record.tensors, facts, self._drop_later)
         self._length = self._held = t + 1
         self._tips = {t + 1: digests.of_plain(facts)}
         self._scales = None
+
+    def has_written(self, record: BoosterRecord) -> bool:
+        """Return whether this object has written a booster, bit by bit the same, before."""
+        t = record.booster_index
+        if self._writing != t or _section(t) not in self.store:
+            return False
+        return digests.of_plain(self.store.facts(_section(t))) == digests.of_plain(
+            self._sealed(record)
+        )
 
     def save(self, path: Path) -> None:
         """Write everything into one file, which ``at`` reads."""
@@ -214,6 +224,11 @@ class Archive:
         pack(self.store, path, documents, sections)
 
     # Inside
+
+    def _sealed(self, record: BoosterRecord) -> Facts:
+        """Return a booster's facts with its place in the chain and its tensors' digests."""
+        told = {"run": self.header.run, "previous": self.tip(record.booster_index)}
+        return {**record.facts, **told, "digests": digests.of_tensors(record.tensors)}
 
     def _drop_later(self) -> None:
         """Drop the boosters that are about to be replaced, the last first: a kill leaves no gap."""

@@ -136,12 +136,14 @@ class Writer:
         self.append(BoosterRecord.of(report, updates, self._trained()))
 
     def append(self, record: BoosterRecord) -> None:
-        """Write down the next booster, whole or not at all.
+        """Write down the next booster, whole or not at all; once, if an interrupt has it repeated.
 
         Raises:
             RuntimeError: If it is not the next one, or another run writes here. Nothing is changed.
             OSError: If it cannot be written.
         """
+        if record.booster_index == len(self._archive) - 1 and self._archive.has_written(record):
+            return
         self.check_next(record.booster_index)
         with self._said(record.booster_index):
             self._archive.append(record)

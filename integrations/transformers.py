@@ -11,7 +11,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,9 +96,13 @@ class BoostingCallback(TrainerCallback):
 
     Args:
         trainer: The Trainer; without it, the values only join the Trainer's own log records.
-        early_stopping_rounds: Stop after so many evaluations without a better score, as XGBoost
-            does. Needs ``record=`` on the optimizer.
-        metric: The evaluation's metric that scores a booster.
+        early_stopping_rounds: Stop after so many evaluations in a row, wherever in a booster they
+            fall, of which none was better than the best before them. Needs ``record=`` on the
+            optimizer, so that there is a way back to the best booster.
+        metric: The evaluation's metric. It scores the last merged booster in the ledger if it was
+            evaluated right after that was merged; a few steps later the model holds a part of the
+            next one too, and an evaluation of that is nobody's score. Let ``eval_steps`` be a
+            multiple of kappa for a score at every evaluation.
         greater_is_better: Its direction.
         finalize: Whether to make the model plain at the end of training.
     """
@@ -116,6 +121,7 @@ class BoostingCallback(TrainerCallback):
         self.metric = metric
         self.sign = 1 if greater_is_better else -1
         self.finalize = finalize
+        self._evaluations: list[float] = []  # the higher, the better
         self._last: MergeReport | None = None
         self._losses: list[Tensor] = []
         self._handles: list[Any] = []
@@ -123,13 +129,15 @@ class BoostingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to listen.
+        """Begin to listen; of a run that is resumed, take up the evaluations it had.
 
         Raises:
             RuntimeError: If the Trainer does not use a BoostedLowRankOptimizer: it silently drops
                 ``optimizers=`` under some backends.
         """
         optimizer = _boosted(kwargs.get("optimizer"))
+        logged = [] if state is None else [log.get(self.metric) for log in state.log_history]
+        self._evaluations = [self.sign * value for value in logged if value is not None]
         spare_input_gradients(optimizer.model)
         self._handles.append(optimizer.on_merge(self._remember))
         hook = optimizer.model.register_forward_hook(self._keep_loss)
@@ -181,7 +189,7 @@ class BoostingCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> TrainerControl:
-        """Score the last merged booster; stop early if asked to.
+        """Score the last merged booster, if it is what was evaluated; stop early if asked to.
 
         Raises:
             RuntimeError: If early stopping is asked for and the optimizer keeps no ledger.
@@ -189,16 +197,21 @@ class BoostingCallback(TrainerCallback):
         """
         if kwargs.get("optimizer") is None:  # evaluated before any training
             return control
-        chain = _boosted(kwargs["optimizer"]).chain
-        if chain is None and self.early_stopping_rounds is not None:
+        optimizer, rounds = _boosted(kwargs["optimizer"]), self.early_stopping_rounds
+        recorded = optimizer.boosting.settings.record is not None
+        if not recorded and rounds is not None:
             raise RuntimeError("early_stopping_rounds needs a ledger: give the optimizer record=")
-        if chain is None or not len(chain):
+        if not recorded:
             return control
         if self.metric not in (metrics or {}):
             raise ValueError(f"no metric {self.metric!r} among {sorted(metrics or {})}")
-        chain.score(len(chain) - 1, self.sign * (metrics or {})[self.metric])
-        rounds = self.early_stopping_rounds
-        if rounds is not None and chain.should_stop(rounds):
+        value = self.sign * (metrics or {})[self.metric]
+        self._evaluations.append(value)
+        chain = optimizer.chain  # None in all processes but the first
+        between = optimizer.booster_step == 0 or not optimizer.boosting.attached
+        if chain is not None and len(chain) and between and math.isfinite(value):
+            chain.score(len(chain) - 1, value)
+        if rounds is not None and _without_better(self._evaluations) >= rounds:
             control.should_training_stop = True
         return control
 
@@ -219,6 +232,12 @@ class BoostingCallback(TrainerCallback):
         loss = output.get("loss") if isinstance(output, dict) else None
         if module.training and isinstance(loss, Tensor):
             self._losses.append(loss.detach())
+
+
+def _without_better(values: Sequence[float]) -> int:
+    """Return how many values there are after the best one, the first of equals; NaN is none."""
+    best = max((value for value in values if not math.isnan(value)), default=None)
+    return len(values) if best is None else len(values) - 1 - values.index(best)
 
 
 def _boosted(optimizer: object) -> BoostedLowRankOptimizer:

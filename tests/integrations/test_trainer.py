@@ -1,7 +1,8 @@
 """The Hugging Face Trainer, on one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import (
     BertForSequenceClassification,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -166,6 +169,55 @@ def test_early_stopping_on_the_ledger(tmp_path: Path) -> None:
     assert chain is not None
     assert len(chain.scores) >= 3
     assert trainer.state.global_step < 12 or chain.best >= 11 - 2 * 2
+
+
+def evaluated(callback: BoostingCallback, optimizer: Any, loss: float) -> bool:
+    """Whether the callback stops the run after an evaluation with this loss."""
+    control, none = TrainerControl(), cast(Any, None)
+    callback.on_evaluate(none, none, control, {"eval_loss": loss}, optimizer=optimizer)
+    return control.should_training_stop
+
+
+def boosted_steps(count: int, **settings: Any) -> Iterator[BoostedLowRankOptimizer]:
+    """An optimizer after each of some steps."""
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4)) for _ in range(3)])
+    optimizer = BoostedLowRankOptimizer(AdamW, model, lr=1e-3, record=True, **settings)
+    for _ in range(count):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield optimizer
+
+
+def test_early_stopping_counts_evaluations_and_not_boosters() -> None:
+    callback = BoostingCallback(early_stopping_rounds=3)
+    losses = iter([2.0, 1.0, float("nan"), 1.0, 1.5])
+    stopped = [evaluated(callback, o, next(losses)) for o in boosted_steps(5, kappa=20)]
+    assert stopped == [False, False, False, False, True]
+    callback = BoostingCallback(early_stopping_rounds=2)
+    boosters = boosted_steps(9, kappa=1)  # many boosters to an evaluation
+    thirds = (o for i, o in enumerate(boosters) if i % 3 == 2)
+    assert [evaluated(callback, o, 1.0) for o in thirds] == [False, False, True]
+
+
+def test_a_booster_is_scored_by_what_was_evaluated_at_its_end() -> None:
+    callback = BoostingCallback()
+    optimizer = None
+    for i, optimizer in enumerate(boosted_steps(8, kappa=3)):
+        evaluated(callback, optimizer, float(i))
+    assert optimizer is not None and optimizer.chain is not None
+    assert dict(optimizer.chain.scores) == {0: -2.0, 1: -5.0}
+    optimizer.finalize()
+    evaluated(callback, optimizer, 9.0)
+    assert dict(optimizer.chain.scores) == {0: -2.0, 1: -5.0, 2: -9.0}
+
+
+def test_a_resumed_run_remembers_its_evaluations() -> None:
+    callback = BoostingCallback(early_stopping_rounds=2)
+    state = TrainerState(log_history=[{"eval_loss": 1.0}, {"loss": 3.0}, {"eval_loss": 2.0}])
+    (optimizer,) = boosted_steps(1)
+    callback.on_train_begin(cast(Any, None), state, TrainerControl(), optimizer=optimizer)
+    assert evaluated(callback, optimizer, 2.0)
 
 
 def test_early_stopping_needs_a_ledger(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -112,7 +113,15 @@ class Scores(Mapping[int, float]):
 
     def _keep(self, values: dict[int, float]) -> None:
         plain = {str(t): values[t] for t in sorted(values)}
-        self._store.write_document(SCORES, sealed(plain))
+        try:
+            self._store.write_document(SCORES, sealed(plain))
+        except OSError as error:
+            raise OSError(
+                error.errno or errno.EIO,
+                f"{error.strerror or error}: {self._store.place(SCORES)!r} cannot be written. The "
+                "scores are those of before; free space or make the folder writable, and give the "
+                "score again",
+            ) from error
 
 
 def _index(key: str) -> int:

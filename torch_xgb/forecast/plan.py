@@ -65,12 +65,7 @@ def plan(
     lora_r = positive_integer("lora_r", lora_r)
     card = None if card is None else finite_positive("card", card)
     batch, length = positive_integer("batch", batch), positive_integer("length", length)
-    if unknown := settings.keys() - {field.name for field in fields(Settings)}:
-        raise TypeError(
-            f"plan takes its own arguments and those of the optimizer, got {sorted(unknown)}"
-        )
-    told = Settings(layers_per_booster=layers_per_booster, **settings)
-    one_of("merge_precision", told.merge_precision, MERGE_PRECISIONS)
+    told = _told({**settings, "layers_per_booster": layers_per_booster})
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = fake_model(model, dtype, mode).train()
     with mode, unpacked():
@@ -113,3 +108,13 @@ def _size(inputs: Mapping[str, Tensor]) -> tuple[int, int]:
     ids = inputs.get("input_ids")
     first = next(iter(inputs.values())) if ids is None else ids
     return first.shape[0], 0 if ids is None else ids.shape[1]
+
+
+def _told(given: Mapping[str, Any]) -> Settings:
+    if unknown := given.keys() - {field.name for field in fields(Settings)}:
+        raise TypeError(
+            f"plan takes its own arguments and those of the optimizer, got {sorted(unknown)}"
+        )
+    told = Settings(**given)
+    one_of("merge_precision", told.merge_precision, MERGE_PRECISIONS)
+    return told

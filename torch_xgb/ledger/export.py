@@ -17,9 +17,9 @@ from torch import Tensor
 from torch_xgb.checks import positive_integer
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.formulas.spectrum import compress
+from torch_xgb.ledger.files import exists, replacing_all, require_file
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.records import snapshot
-from torch_xgb.ledger.files import exists, replacing_all, require_file
 from torch_xgb.ledger.tensorfile import import_safetensors, write_tensors
 from torch_xgb.targets.compiled import plain_name
 

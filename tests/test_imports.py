@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
         "targets",
         "weights",
     },
-    "optimizer": {"base", "boosters", "boosting", "ledger", "saving", "schedule", "settings"},
+    "checkpoint": {"base", "boosting", "ledger", "saving"},
+    "optimizer": {"base", "boosters", "boosting", "checkpoint", "ledger", "schedule", "settings"},
     "__init__": {"forecast", "ledger", "optimizer", "schedule"},
     "__main__": {"forecast", "ledger"},
 }

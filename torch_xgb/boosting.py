@@ -5,7 +5,7 @@ Everything that is put into a model, and every weight that is changed, goes thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import astuple, replace
 from itertools import chain
@@ -24,7 +24,6 @@ from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import MergeReport, finite_norms
 from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
-from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
@@ -60,6 +59,7 @@ class Boosting:
         selection: What of the model it is about.
         course: What the active booster is, when it ends, and what follows.
         booster: The factors, and where in the model they are.
+        entry: What of it is in a checkpoint.
         writer: Writes the ledger, if one is kept here.
         attached: Whether anything is in the model.
 
@@ -88,7 +88,8 @@ class Boosting:
         room = self.course.most_L_s, self.course.most_r
         self.booster = Booster(layers, *room, self._form, settings.lora_dropout)
         self._pending = Pending(self.booster.every_adapter, self._merger, self._carry)
-        self._entry = Entry(self.course, self.booster, self._carry, self._pending)
+        heads = lambda: self.selection.named  # noqa: E731
+        self.entry = Entry(self.course, self.booster, self._carry, self._pending, heads)
         recorded, partial = settings.record is not None, settings.unused == "skip"
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
@@ -229,6 +230,21 @@ class Boosting:
             self._carry.put_down(self.booster.active, wrapped.optimizer)
         wrapped.forget(counters=self._carry is None)
 
+    def finish(self, wrapped: Wrapped, *, merged: bool, dropped: bool) -> None:
+        """Take everything off the model, so that a run that resumes begins the next booster.
+
+        Args:
+            wrapped: The base.
+            merged: Whether the active booster was merged; if not, it is the next one.
+            dropped: Whether it was trained and is lost.
+        """
+        if dropped or not (merged or self.course.progress.booster_index):
+            wrapped.forget()
+        else:
+            self.forget(wrapped)
+        self.course.leave(merged)
+        self.leave()
+
     def leave(self) -> None:
         """Take everything off the model."""
         self._pending.detach()
@@ -296,36 +312,17 @@ class Boosting:
 
     # In a checkpoint
 
-    def state_dict(self, base: Optimizer) -> dict[str, Any]:
-        """Return what a resumed run needs beside the model and the base's state, in plain types."""
-        kept = {"run": None, "tip": None} if self.writer is None else self.writer.bookmark
-        return {"settings": self._told(base, Contract.RUN), **self._entry.state_dict(), **kept}
+    def told_run(self, base: Optimizer) -> dict[str, Any]:
+        """Return what a run that resumes this one must be told alike, in plain types."""
+        return self._told(base, Contract.RUN)
 
     def settle(self, base: Optimizer) -> None:
         """Make every Parameter the one that is kept, and the optimizer's own."""
         self._sharding.settle(base)
 
-    def check_state(self, saved: Mapping[str, Any], base: Optimizer) -> set[str]:
-        """Check a state before anything is changed.
-
-        Returns:
-            Names of the weights that hold its pending booster at present.
-
-        Raises:
-            ValueError: If it is of another configuration or model.
-            RuntimeError: If it does not belong to the model's weights, or to the ledger.
-        """
-        folded = self._entry.check(saved, self._told(base, Contract.RUN))
-        if self.writer is not None:
-            self.writer.check_resumable(Bookmark.of(saved))
-        return folded
-
-    def load_state_dict(self, saved: Mapping[str, Any], folded: set[str], base: Optimizer) -> None:
-        """Take a state over that was checked, the base having taken over its own."""
+    def share_out(self, base: Optimizer) -> None:
+        """Cut whole tensors in the base's state, just loaded, like their Parameters."""
         self._sharding.share_out(base)
-        self._entry.load_state_dict(saved, folded, base)
-        if self.writer is not None:
-            self.writer.resume(Bookmark.of(saved))
 
     def follow(self, original: Boosting) -> None:
         """Go on like the boosting that this is a copy of."""

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.report import Listeners, MergeReport
 from torch_xgb.boosting import Boosting
+from torch_xgb.checkpoint import resume, save
 from torch_xgb.ledger.chain import Chain
-from torch_xgb.saving.entry import ENTRY, find
 from torch_xgb.schedule.plateau import LossPolicy
 from torch_xgb.schedule.samplers import Sampler
 from torch_xgb.settings import Settings
@@ -294,7 +294,7 @@ class BoostedLowRankOptimizer(Optimizer):
             )
         begun = not discard and (self.booster_step or taken_up)
         report = self.boosting.merge(self.base) if begun else None
-        self.boosting.leave()
+        self.boosting.finish(self._wrapped, merged=report is not None, dropped=discard)
         if report is not None:
             self._listeners.tell(report)
         return self.model
@@ -316,11 +316,13 @@ class BoostedLowRankOptimizer(Optimizer):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the model's own: tensors and plain types only."""
+        """Return what a resumed run needs beside the model's own: tensors and plain types only.
+
+        After ``finalize()`` the run that resumes begins with the next booster.
+        """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        self.boosting.settle(self.base)
-        state_dict = {**self.base.state_dict(), ENTRY: self.boosting.state_dict(self.base)}
+        state_dict = save(self.boosting, self._wrapped)
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -334,22 +336,16 @@ class BoostedLowRankOptimizer(Optimizer):
         in, or still the frozen ones of the moment of saving.
 
         Raises:
-            ValueError: If the state is of another optimizer, model or configuration.
+            TypeError: If it is no mapping.
+            ValueError: If the state is of another optimizer, model or configuration, or damaged.
             RuntimeError: If it does not belong to the model's present weights, or after
-                ``finalize()``. Nothing is changed.
+                ``finalize()``. Whatever is raised, nothing is changed.
         """
         self.boosting.require_attached("load_state_dict()")
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        saved = find(state_dict)
-        self.boosting.settle(self.base)
-        folded = self.boosting.check_state(saved, self.base)
-        # A copy: torch's own load_state_dict would share the tensors with the state it is given.
-        self.base.load_state_dict(
-            copy.deepcopy({key: one for key, one in state_dict.items() if key != ENTRY})
-        )
-        self.boosting.load_state_dict(saved, folded, self.base)
+        resume(self.boosting, self._wrapped, state_dict)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

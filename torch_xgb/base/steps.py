@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 T = TypeVar("T")
 
-__all__ = ["FreshStart", "scaled_lr"]
+__all__ = ["FreshStart", "only_fills_state", "scaled_lr"]
+
+# What D-Adaptation, Prodigy and their kin have learned of the rate, and learn it from. A booster
+# that began without it would begin at a rate of next to nothing; and of sums begun anew with every
+# booster the first, noisy ones would decide, as the largest estimate so far is the one that counts.
+LEARNED_RATE = frozenset(
+    {"d", "d_denom", "d_hat", "d_max", "d_numerator"}
+    | {"gsq_weighted", "numerator_weighted", "sk_sq"}
+)
 
 
 @contextmanager
@@ -29,16 +37,40 @@ def scaled_lr(group: dict[str, Any], factor: float) -> Iterator[None]:
         group["lr"] = lr
 
 
+def only_fills_state(base: Optimizer) -> bool:
+    """Tell a step that trains nothing: torch's ``_init_optim_state`` takes one to get state filled.
+
+    It takes it of an optimizer without state, at a rate of zero, with gradients of zeros. Gradients
+    are looked at only where both others hold.
+    """
+    groups = base.param_groups
+    if base.state or not all("lr" in group and _is_zero(group["lr"]) for group in groups):
+        return False
+    gradients = [factor.grad for factor in groups[0]["params"]]
+    return all(g is not None and not bool(g.any()) for g in gradients)
+
+
+def _is_zero(lr: object) -> bool:
+    on_host = not isinstance(lr, Tensor) or lr.device.type == "cpu"
+    return on_host and float(lr) == 0  # type: ignore[arg-type]
+
+
 class FreshStart:
     """Gives the factors' part of a base optimizer back the state it had before its first step.
 
     State per parameter is dropped, or restored where the class makes it at construction (Adagrad).
-    Counters that a class keeps in the group itself (schedule-free's ``k``) are known by changing
-    during its ``step``.
+    What a class counts in the group itself (schedule-free's ``k`` and ``lr_max``) is known by
+    changing during its ``step``, and gets back the value it had before the first one. What it has
+    learned of the rate there (Prodigy's ``d``) is kept: ``LEARNED_RATE``, and whatever an optimizer
+    names in an attribute ``kept_over_boosters``.
 
     Args:
         base: An optimizer that has not stepped yet.
         factors: The Parameters of its group 0.
+
+    Attributes:
+        counters: What has been found so far, with the value before the first step, or None if there
+            was none.
     """
 
     def __init__(self, base: Optimizer, factors: Iterable[nn.Parameter]) -> None:
@@ -46,7 +78,8 @@ class FreshStart:
             i: copy.deepcopy(base.state[p]) for i, p in enumerate(factors) if base.state.get(p)
         }
         self._pristine_group = _scalars(base.param_groups[0])
-        self._counters: set[str] = set()
+        self._kept = LEARNED_RATE | set(getattr(base, "kept_over_boosters", ()))
+        self.counters: dict[str, float | None] = {}
 
     def watch(self, base: Optimizer, step: Callable[[], T]) -> T:
         """Run a step of the base, learning which entries of its group it changes by itself."""
@@ -54,7 +87,9 @@ class FreshStart:
         result = step()
         after = _scalars(base.param_groups[0])
         changed = {key for key in after if key not in before or after[key] != before[key]}
-        self._counters |= changed - {"lr"}  # a closure may set the rate; no class counts in it
+        # A closure may set the rate; no class counts in it.
+        for key in changed - {"lr"} - self._kept - self.counters.keys():
+            self.counters[key] = self._pristine_group.get(key)
         return result
 
     def apply(self, base: Optimizer, counters: bool = True) -> None:
@@ -69,11 +104,11 @@ class FreshStart:
             base.state.pop(parameter, None)
             if i in self._pristine_state:
                 base.state[parameter] = copy.deepcopy(self._pristine_state[i])
-        for key in self._counters if counters else ():
-            if key in self._pristine_group:
-                group[key] = self._pristine_group[key]
-            else:
+        for key, value in self.counters.items() if counters else ():
+            if value is None:
                 group.pop(key, None)
+            else:
+                group[key] = value
 
 
 def _scalars(group: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -53,6 +53,15 @@ class Wrapped:
         """Run a step of the base with the factors' learning rate multiplied by a factor."""
         with scaled_lr(self.optimizer.param_groups[0], rate):
             return self._fresh_start.watch(self.optimizer, step)
+
+    @property
+    def counters(self) -> dict[str, float | None]:
+        """What the factors' group was found to count by itself: see ``FreshStart``."""
+        return dict(self._fresh_start.counters)
+
+    def resume(self, counters: Mapping[str, float | None]) -> None:
+        """Take over what an earlier run of this base was found to count."""
+        self._fresh_start.counters = dict(counters)
 
     def forget(self, counters: bool = True) -> None:
         """Make the factors' state as if the base had never stepped.

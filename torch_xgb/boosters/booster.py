@@ -143,6 +143,21 @@ class Booster:
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 
+    def lots(
+        self, drawn: Iterable[int], values: Sequence[Tensor] | None = None
+    ) -> list[tuple[Adapter, Pair[nn.Parameter]]]:
+        """Return the adapters of some layers with the pairs that binding them would lend.
+
+        Args:
+            drawn: Which layers.
+            values: Pairs made of these instead, in the order of ``factors``.
+        """
+        slots = self.slots
+        if values is not None:
+            slots = slots.with_parameters(nn.Parameter(v, requires_grad=False) for v in values)
+        adapters = [adapter for layer in drawn for adapter in self.adapters[layer]]
+        return list(zip(adapters, slots.lend(a.target for a in adapters), strict=True))
+
     def bind(self, drawn: list[int], r: int, s: float) -> None:
         """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
         if self.tracing.seen:
@@ -153,8 +168,7 @@ class Booster:
                 adapter.unhook()
         self.drawn = drawn
         self.named = []
-        lots = self.slots.lend(adapter.target for adapter in self.active)
-        for adapter, pair in zip(self.active, lots, strict=True):
+        for adapter, pair in self.lots(drawn):
             adapter.take(pair, r, s)
             self.named += [(adapter.target.name, factor) for factor in pair]
         for factor in self.factors:

@@ -5,34 +5,47 @@ Version 1 did not hold every setting of a run, and of objects only their kind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
+from torch_xgb.saving.layout import check_carried, check_factors, check_keys, check_weights
 from torch_xgb.saving.pending import Pending
+from torch_xgb.saving.seal import numbers_of
+from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
 from torch_xgb.settings import differences
+from torch_xgb.schedule.draws import Draw
 
-__all__ = ["ENTRY", "VERSION", "Entry", "find"]
+__all__ = ["ENTRY", "VERSION", "Entry", "Resumption", "find"]
 
 ENTRY = "booster"  # beside the base's own entries
 VERSION = 2
+_KEYS = ("active", "policy", "carry", "factors", "weights")
 
 
 def find(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the entry of an optimizer's state.
 
     Raises:
+        TypeError: If the state is no mapping.
         ValueError: If there is none, or it is of a version that is not read here.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"a state is a mapping, got a {type(state_dict).__name__}")
     saved = state_dict.get(ENTRY)
     if not isinstance(saved, Mapping):
-        raise ValueError(f"not a state of BoostedLowRankOptimizer: it has no entry {ENTRY!r}")
-    if saved.get("version") not in (1, VERSION):
+        raise ValueError(
+            f"not a state of BoostedLowRankOptimizer: it has no entry {ENTRY!r}. Give what "
+            "optimizer.state_dict() returned; of another optimizer's checkpoint, load the model's "
+            "weights alone and start anew"
+        )
+    if not any(saved.get("version") is known for known in (1, VERSION)):
         raise ValueError(
             f"the state has version {saved.get('version')!r}, this torch_xgb reads 1 to {VERSION}"
         )
@@ -40,51 +53,118 @@ def find(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
+class Resumption:
+    """An entry that was checked: what is to be taken over, nothing of it yet.
+
+    Attributes:
+        saved: The entry.
+        progress: Where its run stands.
+        draw: What its booster is.
+        unfolded: Weights that hold its pending booster at present, by name, as they are without it.
+    """
+
+    saved: Mapping[str, Any]
+    progress: Progress
+    draw: Draw
+    unfolded: Mapping[str, Tensor]
+
+    @property
+    def begins(self) -> bool:
+        """Whether a booster is to begin: its run had ended."""
+        return self.saved["active"] is None
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """What it is made of: everything of the boosting that is neither settings nor ledger."""
+    """What it is made of: everything of the boosting that is neither settings nor ledger.
+
+    Attributes:
+        heads: Returns the Parameters trained in full, by name.
+    """
 
     course: Course
     booster: Booster
     carry: Carry | None
     pending: Pending
+    heads: Callable[[], Mapping[str, nn.Parameter]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain types."""
+        """Return tensors and plain types, none of which the next step writes to but residuals."""
         return {
             "version": VERSION,
             **self.course.state_dict(),
             "carry": None if self.carry is None else self.carry.state_dict(),
-            "factors": [factor.detach() for factor in self.booster.factors],
+            "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
+            "heads": numbers_of(self.heads()),
         }
 
-    def check(self, saved: Mapping[str, Any], told: Mapping[str, Any]) -> set[str]:
-        """Check an entry before anything is changed.
-
-        Returns:
-            Names of the weights that hold its pending booster at present.
+    def compare(self, saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """Compare what an entry's run was told with what is told here.
 
         Raises:
-            ValueError: If it is of another configuration or model.
-            RuntimeError: If it does not belong to the model's weights.
+            ValueError: If it is of another configuration or model, or of other callables.
         """
         _compare(saved, told)
-        return self.pending.find_folded(saved["weights"])
+        check_keys(saved, _KEYS, "its entry")
+        self.course.check(saved)
 
-    def load_state_dict(self, saved: Mapping[str, Any], folded: set[str], base: Optimizer) -> None:
+    def check(self, saved: Mapping[str, Any]) -> Resumption:
+        """Check an entry before anything is changed.
+
+        Raises:
+            ValueError: If it is damaged.
+            RuntimeError: If it does not belong to the model's weights.
+        """
+        progress, draw = self.course.check(saved)
+        lots = self.booster.lots(draw.layers) if saved["active"] is not None else []
+        check_factors(saved["factors"], self.booster.factors)
+        shapes_of, adapters = self.booster.slots.shapes_of, self.booster.every_adapter
+        shapes = {
+            a.target.name: [s for s in shapes_of(a.target) if s is not None] for a in adapters
+        }
+        check_carried(saved["carry"], None if self.carry is None else shapes)
+        drawn = [weight for adapter, _ in lots for weight in adapter.weights]
+        check_weights(saved["weights"], self.pending.weights, drawn)
+        self._check_heads(saved.get("heads", {}))
+        pairs = self.booster.lots(draw.layers, saved["factors"]) if lots else []
+        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, "seal" in saved)
+        return Resumption(saved, progress, draw, unfolded)
+
+    def load_state_dict(self, resumption: Resumption, base: Optimizer) -> None:
         """Take over an entry that was checked."""
-        self.course.load_state_dict(saved)
-        draw = self.course.draw
-        self.booster.bind(list(draw.layers), draw.r, draw.s)
+        saved, draw = resumption.saved, resumption.draw
+        self.course.load_state_dict(saved, resumption.progress, draw)
         if self.carry is not None:
             self.carry.load_state_dict(saved["carry"], base)
-        for parameter, value in zip(self.booster.factors, saved["factors"], strict=True):
-            parameter.copy_(value)
-        self.pending.load_state_dict(saved["weights"], folded)
+        self.pending.load_state_dict(saved["weights"], resumption.unfolded)
+        if not resumption.begins:
+            self.booster.bind(list(draw.layers), draw.r, draw.s)
+            for parameter, value in zip(self.booster.factors, saved["factors"], strict=True):
+                parameter.copy_(value)
+
+    def _check_heads(self, saved: object) -> None:
+        if not isinstance(saved, Mapping):
+            raise ValueError("the state is damaged: 'heads' is no mapping")
+        here = numbers_of(self.heads())
+        other = [name for name in saved if name in here and here[name] != saved[name]]
+        if other:
+            raise RuntimeError(
+                "the optimizer's state does not belong to the model's weights: of those trained in "
+                f"full {len(other)} differ, first {other[0]!r}. Load the model saved together with "
+                "this state first: model.load_state_dict(...), then optimizer.load_state_dict(...)"
+            )
 
 
 def _compare(saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    theirs = saved["settings"]
+    """Compare an entry's settings with those here.
+
+    Raises:
+        ValueError: If they are of another configuration or model.
+    """
+    theirs = saved.get("settings")
+    if not isinstance(theirs, Mapping):
+        raise ValueError(f"the state is damaged: its settings are a {type(theirs).__name__}")
     here = _as_version_1(told, theirs) if saved["version"] == 1 else told
     if unknown := theirs.keys() - here.keys():
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.carry import Carry
+from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.formulas.entries import widest
 from torch_xgb.weights.dtensors import is_dtensor
@@ -28,19 +29,21 @@ __all__ = ["FoldIn", "Resumed", "StartOver", "fold", "unfold"]
 
 def fold(adapter: Adapter, weight: Weight, kept: Tensor | None = None) -> Tensor:
     """Return a weight, as kept here or as given, with the adapter's pair merged in."""
-    update = adapter.form.update(weight, _widened(adapter), adapter.s)
+    update = adapter.form.update(weight, _widened(adapter.pair, weight), adapter.s)
     return add_product(weight, weight.place.local if kept is None else kept, *update)
 
 
-def unfold(adapter: Adapter, weight: Weight, merged: Tensor) -> Tensor:
-    """Take the pair out: the first weight again wherever both share an exponent."""
-    undo = adapter.form.undo(weight, merged, _widened(adapter), adapter.s)
-    return add_product(weight, merged, *undo)
+def unfold(form: Form, weight: Weight, merged: Tensor, pair: Pair[Tensor], s: float) -> Tensor:
+    """Take a pair out of a weight as kept here.
+
+    It is the first weight again wherever both share an exponent.
+    """
+    return add_product(weight, merged, *form.undo(weight, merged, _widened(pair, weight), s))
 
 
-def _widened(adapter: Adapter) -> Pair[Tensor]:
-    device = adapter.target.weight.place.local.device
-    return adapter.pair.map(lambda factor: factor.detach().to(device, widest(device)))
+def _widened(pair: Pair[Tensor], weight: Weight) -> Pair[Tensor]:
+    device = weight.place.local.device
+    return pair.map(lambda factor: factor.detach().to(device, widest(device)))
 
 
 @dataclass(eq=False)

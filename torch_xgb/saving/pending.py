@@ -9,16 +9,18 @@ weights and state belong together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.carry import Carry
+from torch_xgb.boosters.pair import Pair
 from torch_xgb.formulas.entries import as_bits
 from torch_xgb.processes import gather
 from torch_xgb.saving.fold import FoldIn, Resumed, StartOver, fold, unfold
@@ -81,7 +83,9 @@ class Pending:
             if adapter.pending:
                 merged = fold(adapter, weight)
                 folded.append((weight, merged))
-                repairs[weight.name] = _differing(weight, unfold(adapter, weight, merged))
+                pair = adapter.pair.map(Tensor.detach)
+                found = unfold(adapter.form, weight, merged, pair, adapter.s)
+                repairs[weight.name] = _differing(weight, found)
         weights = self.weights
         return {
             "frozen": _named(weights, fingerprints((w, w.place.local) for w in weights)),
@@ -115,14 +119,84 @@ class Pending:
         return folded
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any], folded: set[str]) -> None:
-        """Take the booster just loaded out of the weights that hold it; restore the residuals."""
-        for adapter, weight in self._weights():
-            if weight.name in folded:
-                place = weight.place
-                place.local.copy_(unfold(adapter, weight, place.local))
-                _write(weight, state["repairs"][weight.name])
-                place.changed()
+    def unfold(
+        self,
+        state: Mapping[str, Any],
+        pairs: Iterable[tuple[Adapter, Pair[nn.Parameter]]],
+        r: int,
+        s: float,
+        sealed: bool,
+    ) -> dict[str, Tensor]:
+        """Return the weights that hold a saved booster without it, changing nothing.
+
+        Args:
+            state: What was saved of the weights.
+            pairs: The saved booster's, with the adapters they are for.
+            r: Its rank.
+            s: Its scaling.
+            sealed: Whether its factors are known to be those of the moment of saving.
+
+        Raises:
+            RuntimeError: If some weight is neither the saved one nor the saved one folded, or is
+                not the saved one when its pair is taken out.
+        """
+        folded = self._find_folded(state)
+        unfolded: list[tuple[Weight, Tensor]] = []
+        for adapter, pair in pairs:
+            narrow = adapter.form.narrow(pair.map(Tensor.detach), r)
+            for weight in adapter.weights:
+                if weight.name in folded:
+                    kept = unfold(adapter.form, weight, weight.place.local, narrow, s)
+                    _write(weight, kept, state["repairs"][weight.name])
+                    unfolded.append((weight, kept))
+        weights = [weight for weight, _ in unfolded]
+        frozen = _named(weights, fingerprints(unfolded))
+        wrong = [name for name, value in frozen.items() if value != state["frozen"][name]]
+        if wrong and not sealed:
+            raise RuntimeError(
+                f"taking the pending booster out of {len(wrong)} weights does not give back what "
+                f"they were, first {wrong[0]!r}: weights and state are not of one moment. Take "
+                "another checkpoint"
+            )
+        if wrong:
+            warnings.warn(
+                f"{len(wrong)} weights (first {wrong[0]!r}) differ in their last bits from those "
+                "saved, as arithmetic here is not that of the machine that saved them: the run "
+                "goes on, but not bitwise",
+                stacklevel=5,
+            )
+        return {weight.name: kept for weight, kept in unfolded}
+
+    def _find_folded(self, state: Mapping[str, Any]) -> set[str]:
+        """Return the weights that hold the saved booster at present.
+
+        Raises:
+            RuntimeError: If some weight is neither the saved one nor the saved one folded.
+        """
+        weights = self.weights
+        present = _named(weights, fingerprints((w, w.place.local) for w in weights))
+        folded = {name for name, value in present.items() if value == state["folded"].get(name)}
+        strangers = [
+            weight
+            for weight in weights
+            if weight.name not in folded and present[weight.name] != state["frozen"][weight.name]
+        ]
+        if strangers:
+            raise RuntimeError(
+                "the optimizer's state does not belong to the model's weights: "
+                f"{len(strangers)} of {len(state['frozen'])} differ, first {strangers[0].name!r} "
+                f"({strangers[0].parameter.dtype}). Load the model saved together with this state, "
+                "in the same dtype, first: model.load_state_dict(...), then "
+                "optimizer.load_state_dict(...)"
+            )
+        return folded
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], unfolded: Mapping[str, Tensor]) -> None:
+        """Take over weights without the booster they held, and the residuals."""
+        for weight in self.weights:
+            if weight.name in unfolded:
+                _overwrite(weight, unfolded[weight.name])
         self.merger.load_state_dict(state["residuals"], self.weights)
         self.resumed.loaded()
 
@@ -180,9 +254,9 @@ def _overwrite(weight: Weight, kept: Tensor) -> None:
     place.changed()
 
 
-def _write(weight: Weight, entries: Entries) -> None:
-    """Write those of a matrix's entries that are kept here."""
-    for piece in weight.pieces():
+def _write(weight: Weight, kept: Tensor, entries: Entries) -> None:
+    """Write those of a matrix's entries that are kept here into a tensor laid out alike."""
+    for piece in weight.pieces(kept):
         rows, columns, values = (tensor.to(piece.values.device) for tensor in entries)
         here = (rows >= piece.rows.start) & (rows < piece.rows.stop)
         here &= (columns >= piece.columns.start) & (columns < piece.columns.stop)

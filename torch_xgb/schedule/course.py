@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from torch import Tensor
 
+from torch_xgb.checks import natural
 from torch_xgb.processes import everyone, mean
 from torch_xgb.schedule.boundaries import Progress, boundary
 from torch_xgb.schedule.draws import Draw, draws
@@ -44,6 +46,7 @@ class Course:
         self.most_r, self.most_L_s = self._draws.most_r, self._draws.most_L_s
         self.progress, self.draw = Progress(), self._draws.booster(0)
         self._first = self.draw
+        self._after: Progress | None = None
         self._rates = RateFactors(settings.rewarmup_steps, settings.rank_lr_exponent, self.draw.r)
 
     @property
@@ -89,14 +92,63 @@ class Course:
         if self.policy is not None:
             self.policy.observe(mean(loss, everyone()))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return counters, draw and the policy's state."""
-        policy = None if self.policy is None else self.policy.state_dict()
-        return {**asdict(self.progress), "active": asdict(self.draw), "policy": policy}
+    def leave(self, merged: bool) -> None:
+        """Take note that the boosters leave the model: a run that resumes begins one.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self.progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
-        self.draw = Draw(**state["active"])
+        Args:
+            merged: Whether the active one was merged; else it begins over.
+        """
+        t, steps, total = astuple(self.progress)
+        self._after = self.progress.next() if merged else Progress(t, 0, total - steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, draw and the policy's state; no draw where a booster is to begin."""
+        policy = None if self.policy is None else self.policy.state_dict()
+        active = asdict(self.draw) if self._after is None else None
+        return {**asdict(self._after or self.progress), "active": active, "policy": policy}
+
+    def check(self, state: Mapping[str, Any]) -> tuple[Progress, Draw]:
+        """Return where a state's run stands, changing nothing.
+
+        Raises:
+            ValueError: If it is not where a run of these settings can be.
+        """
+        try:
+            progress = Progress(*(natural(f.name, state.get(f.name)) for f in fields(Progress)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the state is damaged: {error}") from error
+        if progress.booster_step > progress.total_steps:
+            raise ValueError(f"the state is damaged: {progress} took more steps than there were")
+        draw = self._draws.booster(progress.booster_index)
+        active, here = state.get("active"), asdict(draw)
+        if active is not None and active != here:
+            raise ValueError(
+                f"the state's booster {progress.booster_index} is {active!r}, and the settings "
+                f"here make it {here!r}. Give the same callables and sequences as the run that was "
+                "saved; each must be pure in the booster's index (and the seed)"
+            )
+        self._check_policy(state.get("policy"))
+        return progress, draw
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: Progress, draw: Draw) -> None:
+        """Take over a state that was checked, and what was found in it."""
         if self.policy is not None:
-            self.policy.load_state_dict(state["policy"])
+            self.policy.load_state_dict(copy.deepcopy(state["policy"]))
+        self.progress, self.draw = progress, draw
+
+    def _check_policy(self, state: object) -> None:
+        """Have a copy of the policy try a state.
+
+        Raises:
+            ValueError: If it cannot load it.
+        """
+        if self.policy is None or not isinstance(state, Mapping):
+            if (self.policy is None) != (state is None):
+                raise ValueError(f"the state is damaged: its policy's state is {state!r}")
+            return
+        try:
+            copy.deepcopy(self.policy).load_state_dict(copy.deepcopy(dict(state)))
+        except Exception as error:
+            raise ValueError(
+                f"{type(self.policy).__name__} cannot load its state: {error}"
+            ) from error

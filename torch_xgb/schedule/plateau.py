@@ -139,7 +139,19 @@ class LossPlateau:
         return {key: value for key, value in self.__dict__.items() if key.startswith("_")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the counters back."""
+        """Take the counters back.
+
+        Raises:
+            ValueError: If they are not those of a ``LossPlateau``.
+        """
+        own = self.state_dict()
+        wrong = [
+            key
+            for key in own.keys() | state.keys()
+            if key not in own or type(state.get(key)) not in (type(own[key]), int)
+        ]
+        if wrong:
+            raise ValueError(f"{sorted(wrong)[0]!r} must be a number, got {state!r}")
         self.__dict__.update(state)
 
     def _improves(self, value: float, best: float) -> bool:

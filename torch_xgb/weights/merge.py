@@ -120,15 +120,16 @@ class Merger:
 
     def load_state_dict(self, state: Mapping[str, Tensor], weights: Iterable[Weight]) -> None:
         """Take such residuals over, by copy, each process its part."""
-        self.residuals = {}
+        residuals = {}
         for weight in weights:
             if weight.name in state:
                 place = weight.place
-                self.residuals[weight.name] = place.part(state[weight.name]).to(
+                residuals[weight.name] = place.part(state[weight.name]).to(
                     self.residual_device or place.local.device,
                     copy=True,
                     memory_format=torch.contiguous_format,
                 )
+        self.residuals = residuals
 
     def _precision(self, W: Tensor) -> str:
         if self.precision != "auto":

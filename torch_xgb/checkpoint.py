@@ -1,0 +1,63 @@
+"""What a run saves beside its model and resumes from: the base's state and the boosting's entry.
+
+Everything is checked before anything is changed; what fails all the same is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch_xgb.base.saved import check_counters, check_saved, load_saved, unchanged_on_error
+from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.boosting import Boosting
+from torch_xgb.ledger.resume import Bookmark
+from torch_xgb.saving.entry import ENTRY, find
+from torch_xgb.saving.seal import check_seal, seal
+
+__all__ = ["resume", "save"]
+
+
+def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
+    """Return what a resumed run needs beside the model, in tensors and plain types."""
+    base = wrapped.optimizer
+    boosting.settle(base)
+    entry = {
+        "settings": boosting.told_run(base),
+        **boosting.entry.state_dict(),
+        "counters": wrapped.counters,
+        **({"run": None, "tip": None} if boosting.writer is None else boosting.writer.bookmark),
+    }
+    state = base.state_dict()
+    return {**state, ENTRY: {**entry, "seal": seal(state, entry)}}
+
+
+def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) -> None:
+    """Take a saved state over.
+
+    Raises:
+        TypeError: If it is no mapping.
+        ValueError: If it is of another optimizer, model or configuration, or damaged.
+        RuntimeError: If it does not belong to the model's weights, or to the ledger. Whatever is
+            raised, nothing is changed.
+    """
+    saved, base = find(state_dict), wrapped.optimizer
+    of_base = {key: one for key, one in state_dict.items() if key != ENTRY}
+    boosting.entry.compare(saved, boosting.told_run(base))
+    boosting.settle(base)
+    check_saved(base, of_base)
+    counters = check_counters(saved.get("counters", {}))
+    check_seal(of_base, saved)
+    resumption = boosting.entry.check(saved)
+    writer, bookmark = boosting.writer, Bookmark.of(saved)
+    if writer is not None:
+        writer.check_resumable(bookmark)
+    with unchanged_on_error(base):
+        load_saved(base, of_base)
+        boosting.share_out(base)
+        boosting.entry.load_state_dict(resumption, base)
+        if resumption.begins:
+            boosting.begin(resumption.progress, resumption.draw, base)
+        if writer is not None:  # last: what it drops is gone
+            writer.resume(bookmark)
+    wrapped.resume(counters)

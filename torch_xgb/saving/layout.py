@@ -1,0 +1,123 @@
+"""What an entry must look like: keys, types, shapes. Looked through before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_xgb.boosters.pair import Size
+from torch_xgb.weights.weight import Weight
+
+__all__ = ["check_carried", "check_factors", "check_keys", "check_weights"]
+
+_PRINTS = ("frozen", "folded")
+
+
+def check_keys(entry: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Refuse a mapping that lacks a key."""
+    if missing := [key for key in keys if key not in entry]:
+        raise ValueError(f"the state is damaged: {where} lacks {missing[0]!r}")
+
+
+def check_factors(values: object, factors: Sequence[Tensor]) -> None:
+    """Refuse what are not values of the factors."""
+    given = [_kind(value) for value in values] if isinstance(values, (list, tuple)) else values
+    wanted = [_kind(factor) for factor in factors]
+    if not isinstance(given, list) or given != wanted:
+        raise ValueError(
+            f"the state is damaged: its factors are {_first_other(given, wanted)}; the optimizer "
+            f"here has {len(wanted)}"
+        )
+
+
+def check_carried(carried: object, shapes: Mapping[str, list[Size]] | None) -> None:
+    """Refuse what are not pairs that targets remember.
+
+    Args:
+        carried: What was saved.
+        shapes: Of the pair of every target, by name; None if nothing is carried here.
+    """
+    if not isinstance(carried, Mapping):
+        if carried is not None or shapes is not None:
+            raise ValueError(f"the state is damaged: 'carry' is a {type(carried).__name__}")
+        return
+    for name, held in carried.items():
+        if name not in (shapes or {}) or not isinstance(held, Mapping):
+            raise ValueError(f"the state is damaged: 'carry' holds {name!r}, which is no target")
+        check_keys(held, ("factors", "state"), f"'carry' of {name!r}")
+        wanted = (shapes or {})[name]
+        factors, states = _listed(held["factors"]), _listed(held["state"])
+        fit = len(factors) == len(states) == len(wanted)
+        fit = fit and all(map(_is_floating, factors, wanted))
+        if not fit or not all(isinstance(state, Mapping) for state in states):
+            raise ValueError(
+                f"the state is damaged: 'carry' of {name!r} needs tensors of shapes {wanted} with "
+                "a state each"
+            )
+
+
+def check_weights(entry: object, weights: Sequence[Weight], drawn: Iterable[Weight]) -> None:
+    """Refuse what does not tell about the weights: numbers, repairs and residuals of each."""
+    if not isinstance(entry, Mapping):
+        raise ValueError("the state is damaged: 'weights' is no mapping")
+    check_keys(entry, (*_PRINTS, "repairs", "residuals"), "'weights'")
+    known = {weight.name: weight for weight in weights}
+    may_be_folded = {weight.name for weight in drawn}
+    for key, allowed in zip(_PRINTS, (known.keys(), may_be_folded), strict=True):
+        prints = entry[key]
+        if not isinstance(prints, Mapping) or not all(type(v) is int for v in prints.values()):
+            raise ValueError(f"the state is damaged: 'weights.{key}' holds no fingerprints")
+        if strangers := sorted(set(prints) - allowed):
+            raise ValueError(f"the state is damaged: 'weights.{key}' names {strangers[0]!r}")
+    check_keys(entry["frozen"], known, "'weights.frozen'")
+    for key in ("repairs", "residuals"):
+        if not isinstance(entry[key], Mapping):
+            raise ValueError(f"the state is damaged: 'weights.{key}' is no mapping")
+    if entry["repairs"].keys() != entry["folded"].keys():
+        raise ValueError("the state is damaged: 'weights.repairs' and 'weights.folded' disagree")
+    for name, repair in entry["repairs"].items():
+        _check_repair(name, repair, known[name])
+    for name, residual in entry["residuals"].items():
+        shapes = () if name not in known else _shapes(known[name])
+        if not any(_is_floating(residual, shape) for shape in shapes):
+            raise ValueError(f"the state is damaged: the residual of {name!r} does not fit")
+
+
+def _shapes(weight: Weight) -> tuple[Size, ...]:
+    """Of the whole, and of what a process keeps."""
+    return weight.place.shape, tuple(weight.place.local.shape)
+
+
+def _check_repair(name: str, repair: object, weight: Weight) -> None:
+    parts = _listed(repair)
+    fits = len(parts) == 3 and all(isinstance(p, Tensor) and p.ndim == 1 for p in parts)
+    fits = fits and len({len(part) for part in parts}) == 1 and parts[2].is_floating_point()
+    for index, size in zip(parts[:2], weight.shape, strict=False) if fits else ():
+        fits = fits and index.dtype == torch.int64
+        fits = fits and not bool(((index < 0) | (index >= size)).any())
+    if not fits:
+        raise ValueError(f"the state is damaged: the repair of {name!r} does not fit")
+
+
+def _is_floating(value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) == shape
+
+
+def _listed(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _kind(value: object) -> object:
+    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first_other(given: object, wanted: list[object]) -> str:
+    if not isinstance(given, list):
+        return f"a {type(given).__name__}"
+    if len(given) != len(wanted):
+        return f"{len(given)}"
+    i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
+    return f"other ones: number {i} is {given[i]}, here {wanted[i]}"

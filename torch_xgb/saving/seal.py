@@ -1,0 +1,131 @@
+"""What a state is known by again: a number of every tensor in it, and a digest of all the rest.
+
+A bit that flipped on a disk, an entry of another step and a value edited by hand are found by it
+before anything is loaded. Learning rates are left out, which people do edit in a saved state.
+Tensors shared out over processes are left out too: each process knows a part, and a framework may
+save the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_xgb.weights.dtensors import is_dtensor
+from torch_xgb.weights.fingerprints import mixed_sum
+from torch_xgb.weights.places import Whole, place_of, whole_piece
+
+__all__ = ["check_seal", "numbers_of", "seal"]
+
+_RATES = ("lr", "initial_lr")
+_UNSEALED = ("settings", "seal")  # the settings are compared one by one
+_MASK = (1 << 64) - 1
+
+Leaf = tuple[str, Any]
+
+
+def seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the base's state and the boosting's entry are known by again.
+
+    Args:
+        state: The base's ``state_dict()``.
+        entry: What stands beside it, with or without its seal.
+    """
+    leaves = list(_leaves(state, entry))
+    tensors = {path: one for path, one in leaves if _is_sealed(one)}
+    return {"tensors": _numbers(tensors), "values": _digest(leaves)}
+
+
+def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Return a number of each Parameter that this process keeps whole."""
+    kept = {name: p.detach() for name, p in parameters.items() if type(place_of(p)) is Whole}
+    return _numbers({name: tensor for name, tensor in kept.items() if tensor.numel()})
+
+
+def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """Compare a state with its seal, if it has one: versions before this did not.
+
+    Raises:
+        ValueError: If something in it is not what was saved.
+    """
+    if "seal" not in entry:
+        return
+    saved, here = entry["seal"], seal(state, entry)
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("tensors"), Mapping):
+        raise ValueError(_broken("its entry 'seal' is none"))
+    differing = [
+        path for path, number in saved["tensors"].items() if here["tensors"].get(path) != number
+    ]
+    if differing:
+        raise ValueError(_broken(f"{len(differing)} tensors differ, first {differing[0]!r}"))
+    if saved.get("values") != here["values"]:
+        raise ValueError(_broken("of numbers, names and shapes in it something differs"))
+
+
+def _broken(what: str) -> str:
+    return (
+        f"the state is not what was saved: {what}. It was damaged, or its tensors were written to "
+        "while training went on: take another checkpoint, or copy.deepcopy(optimizer.state_dict()) "
+        "where it is kept in memory. Of a state that was changed on purpose, remove "
+        "state['booster']['seal']"
+    )
+
+
+def _leaves(state: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[Leaf]:
+    yield from _walk("state", state.get("state"))
+    yield from _walk("param_groups", state.get("param_groups"), _RATES)
+    yield from _walk("booster", {k: value for k, value in entry.items() if k not in _UNSEALED})
+
+
+def _walk(path: str, value: Any, without: tuple[str, ...] = ()) -> Iterator[Leaf]:  # noqa: ANN401
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    kept = {str(key): one for key, one in value.items() if key not in without}
+    yield path, sorted(kept)
+    for key, one in kept.items():
+        yield from _walk(f"{path}.{key}", one, without)
+
+
+def _digest(leaves: list[Leaf]) -> str:
+    spelled = sorted(f"{path}={_spelled(value)}" for path, value in leaves)
+    return hashlib.blake2b("\n".join(spelled).encode(), digest_size=16).hexdigest()
+
+
+def _spelled(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    plain = value is None or isinstance(value, (bool, int, float, str, list))
+    return repr(value) if plain else type(value).__name__
+
+
+def _number(tensor: Tensor) -> Tensor:
+    """Return a 64-bit number that changes with any bit of a tensor."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not values.numel():
+        return torch.zeros((), dtype=torch.int64, device=values.device)
+    if values.element_size() == 1:
+        values = values.view(torch.uint8).to(torch.int16)
+    rows = values.detach().reshape(len(values) if values.ndim else 1, -1)
+    return mixed_sum(whole_piece(rows))
+
+
+def _numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return a number of each tensor, waiting for each device once."""
+    each = {path: _number(tensor) for path, tensor in tensors.items()}
+    found: dict[str, int] = {}
+    for device in dict.fromkeys(number.device for number in each.values()):
+        here = {path: number for path, number in each.items() if number.device == device}
+        values = torch.stack(list(here.values())).tolist()
+        found |= {path: value & _MASK for path, value in zip(here, values, strict=True)}
+    return found
+
+
+def _is_sealed(value: object) -> bool:
+    return isinstance(value, Tensor) and not is_dtensor(value) and value.layout == torch.strided

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from torch_xgb.base.followed import Followed
 from torch_xgb.base.gradients import GradientPolicy
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.booster import Booster
@@ -28,6 +29,7 @@ from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
 from torch_xgb.saving.entry import Entry
+from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.pending import Pending
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
@@ -59,6 +61,7 @@ class Boosting:
         selection: What of the model it is about.
         course: What the active booster is, when it ends, and what follows.
         booster: The factors, and where in the model they are.
+        followed: The Parameters trained in full, as the base has them.
         entry: What of it is in a checkpoint.
         writer: Writes the ledger, if one is kept here.
         attached: Whether anything is in the model.
@@ -87,9 +90,10 @@ class Boosting:
         self._carry = None if settings.carry is None else Carry(settings.carry)
         room = self.course.most_L_s, self.course.most_r
         self.booster = Booster(layers, *room, self._form, settings.lora_dropout)
-        self._pending = Pending(self.booster.every_adapter, self._merger, self._carry)
-        heads = lambda: self.selection.named  # noqa: E731
-        self.entry = Entry(self.course, self.booster, self._carry, self._pending, heads)
+        self._memory = Memory(self._merger, self._carry)
+        self._pending = Pending(self.booster.every_adapter, self._merger, self._memory)
+        self.entry = Entry(self.course, self.booster, self._carry, self._pending, self.selection)
+        self.followed = Followed(self.selection)
         recorded, partial = settings.record is not None, settings.unused == "skip"
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
@@ -136,7 +140,7 @@ class Boosting:
         group = self._sharding.group
         if group is None or group.size() == 1:
             return
-        told = self._told(base, Contract.RUN, Contract.RANKS)
+        told = self.told(base, Contract.RUN, Contract.RANKS)
         told = {**told, **self.course.opening, **plain(base.defaults), **told}
         merged = [(weight.name, weight.parameter) for weight in self.weights]
         agree(
@@ -153,6 +157,7 @@ class Boosting:
             self.attached = True
             self.booster.attach(self.model, self.selection.heads.values())
             self._pending.attach()
+            self.followed.attach()
             self._recompute.attach()
             self._sharding.attach()
             self.begin(self.course.progress, self.course.draw, base)
@@ -167,8 +172,7 @@ class Boosting:
         t = progress.booster_index
         self.booster.bind(draw.layers, draw.r, draw.s)
         self._start.begin(self.booster, t)
-        if self._carry is not None:
-            self._carry.take_up(self.booster.active, base, self._merger, t)
+        self._memory.begin(self.booster.active, base, t)
         self.course.begin(progress, draw)
 
     def before_step(self, base: Optimizer) -> None:
@@ -177,6 +181,7 @@ class Boosting:
         Raises:
             RuntimeError: If it is none, or not of the factors, or the ledger is another run's.
         """
+        self.followed.keep_up(base)
         self._sharding.before_step(base)
         if self.writer is not None and not (
             self.course.progress.booster_step and self.writer.ready
@@ -202,7 +207,7 @@ class Boosting:
 
     def stepped(self) -> bool:
         """Count a step; return whether the active booster ends with it."""
-        self._pending.resumed.stepped()
+        self._pending.stepped()
         return self.course.stepped()
 
     def merge(self, base: Optimizer) -> MergeReport:
@@ -211,7 +216,8 @@ class Boosting:
         Raises:
             RuntimeError: If a factor is not finite. Nothing is changed.
         """
-        self._sharding.settle(base)
+        self.settle(base)
+        self._memory.look(self.booster.active)
         draw, (t, steps, _) = self.course.draw, astuple(self.course.progress)
         updates = {a.target.name: a.updates(draw.alpha) for a in self.booster.active}
         norms = finite_norms(updates, t)
@@ -222,6 +228,7 @@ class Boosting:
             name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
             for name, pairs in updates.items()
         }
+        self._memory.note(self.booster.active)
         return replace(report, lost={n: share for n, share in lost.items() if share is not None})
 
     def forget(self, wrapped: Wrapped) -> None:
@@ -231,12 +238,9 @@ class Boosting:
         wrapped.forget(counters=self._carry is None)
 
     def finish(self, wrapped: Wrapped, *, merged: bool, dropped: bool) -> None:
-        """Take everything off the model, so that a run that resumes begins the next booster.
+        """Take everything off the model; a run that resumes begins the next booster.
 
-        Args:
-            wrapped: The base.
-            merged: Whether the active booster was merged; if not, it is the next one.
-            dropped: Whether it was trained and is lost.
+        That is the active one if it was not merged, be it untrained or dropped.
         """
         if dropped or not (merged or self.course.progress.booster_index):
             wrapped.forget()
@@ -248,6 +252,7 @@ class Boosting:
     def leave(self) -> None:
         """Take everything off the model."""
         self._pending.detach()
+        self.followed.detach()
         self.booster.detach()
         self._recompute.detach()
         self._sharding.detach()
@@ -310,15 +315,11 @@ class Boosting:
         """Have something called when the boosters leave the model."""
         self._sharding.at_detach(call)
 
-    # In a checkpoint
-
-    def told_run(self, base: Optimizer) -> dict[str, Any]:
-        """Return what a run that resumes this one must be told alike, in plain types."""
-        return self._told(base, Contract.RUN)
-
     def settle(self, base: Optimizer) -> None:
         """Make every Parameter the one that is kept, and the optimizer's own."""
         self._sharding.settle(base)
+        self._pending.retie()
+        self.followed.settle(base)
 
     def share_out(self, base: Optimizer) -> None:
         """Cut whole tensors in the base's state, just loaded, like their Parameters."""
@@ -328,6 +329,7 @@ class Boosting:
         """Go on like the boosting that this is a copy of."""
         self._pending.follow(original._pending)
 
-    def _told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
+    def told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
+        """Return what others must have been told alike, in plain types."""
         facts = {"optimizer_class": type(base).__name__, **self.selection.facts}
         return {**facts, **self.settings.plain(*contracts)}

@@ -14,6 +14,7 @@ from torch_xgb.boosting import Boosting
 from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.saving.entry import ENTRY, find
 from torch_xgb.saving.seal import check_seal, seal
+from torch_xgb.settings import Contract
 
 __all__ = ["resume", "save"]
 
@@ -23,7 +24,7 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     base = wrapped.optimizer
     boosting.settle(base)
     entry = {
-        "settings": boosting.told_run(base),
+        "settings": boosting.told(base, Contract.RUN),
         **boosting.entry.state_dict(),
         "counters": wrapped.counters,
         **({"run": None, "tip": None} if boosting.writer is None else boosting.writer.bookmark),
@@ -43,7 +44,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
     """
     saved, base = find(state_dict), wrapped.optimizer
     of_base = {key: one for key, one in state_dict.items() if key != ENTRY}
-    boosting.entry.compare(saved, boosting.told_run(base))
+    boosting.entry.compare(saved, boosting.told(base, Contract.RUN))
     boosting.settle(base)
     check_saved(base, of_base)
     counters = check_counters(saved.get("counters", {}))

@@ -170,6 +170,7 @@ class BoostedLowRankOptimizer(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's groups: [0] the factors, [1] the modules trained in full, if any."""
+        self.boosting.followed.keep_up(self.base)
         return self.base.param_groups
 
     @param_groups.setter

@@ -648,17 +648,28 @@ def test_slots_set_apart_train_alike() -> None:
     assert all(map(torch.equal, *(o.finalize().parameters() for o in optimizers)))
 
 
-def test_loading_in_the_wrong_order_is_said() -> None:
-    """In the first booster both orders fit the weights; one of them starts the booster over."""
-    model = stack()
-    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, kappa=None, lr=0.1)
+def sgd(model: nn.Module) -> BoostedLowRankOptimizer:
+    return BoostedLowRankOptimizer(torch.optim.SGD, model, kappa=None, lr=0.1)
+
+
+def test_loading_in_the_wrong_order_resumes_too() -> None:
+    """In the first booster both orders fit the weights, and the weights are those of the state."""
+    model, other = stack(), stack()
+    optimizer, resumed = sgd(model), sgd(other)
     train(model, optimizer, batches(3))
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    other = stack()
-    resumed = BoostedLowRankOptimizer(torch.optim.SGD, other, kappa=None, lr=0.1)
     resumed.load_state_dict(saved[1])
+    other.load_state_dict(saved[0])
+    assert same(everything(other, resumed), everything(model, optimizer))
+
+
+def test_other_weights_loaded_over_a_resumed_booster_are_said() -> None:
+    model, other = stack(), stack()
+    optimizer, resumed = sgd(model), sgd(other)
+    train(model, optimizer, batches(3))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     with pytest.warns(UserWarning, match="load the model first"):
-        other.load_state_dict(saved[0])
+        other.load_state_dict(stack(seed=1).state_dict())
 
 
 @pytest.mark.filterwarnings("error")

@@ -56,6 +56,14 @@ class Carry:
     def __post_init__(self) -> None:
         self.share = share("carry", self.share)
 
+    def holds(self, target: Target) -> bool:
+        """Tell whether a target's pair is remembered."""
+        return target.name in self.held
+
+    def put_back(self, target: Target, held: _Held) -> None:
+        """Remember a pair that was forgotten: its weight is back."""
+        self.held[target.name] = held
+
     def forget(self, target: Target) -> None:
         """Forget a target's pair: its weight is another one now."""
         self.held.pop(target.name, None)
@@ -83,10 +91,12 @@ class Carry:
             held = self.held.pop(adapter.target.name, None)
             if held is None:
                 continue
-            A = held.factors.A
+            device = adapter.parameters.A.device  # another one, if the model has been moved
+            factors = held.factors.map(lambda factor: factor.to(device))  # noqa: B023
+            A = factors.A
             # Rows of A that no booster has had yet, the rank being lower, are this one's.
             A = torch.where(A.any(1, keepdim=True), A, adapter.parameters.A)
-            values = Pair(A, *(self.share * one for one in held.factors.grown))
+            values = Pair(A, *(self.share * one for one in factors.grown))
             for factor, value, state in zip(adapter.parameters, values, held.state, strict=True):
                 factor.copy_(value)
                 if state:  # moved, if the model has been

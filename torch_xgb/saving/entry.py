@@ -5,9 +5,9 @@ Version 1 did not hold every setting of a run, and of objects only their kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -74,29 +74,38 @@ class Resumption:
         return self.saved["active"] is None
 
 
+class Heads(Protocol):
+    """Who knows the Parameters trained in full."""
+
+    @property
+    def named(self) -> Mapping[str, nn.Parameter]:
+        """Each by its name, looked up anew."""
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """What it is made of: everything of the boosting that is neither settings nor ledger.
 
     Attributes:
-        heads: Returns the Parameters trained in full, by name.
+        heads: Knows the Parameters trained in full.
     """
 
     course: Course
     booster: Booster
     carry: Carry | None
     pending: Pending
-    heads: Callable[[], Mapping[str, nn.Parameter]]
+    heads: Heads
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types, none of which the next step writes to but residuals."""
+        self.pending.memory.look(self.pending.adapters)
         return {
             "version": VERSION,
             **self.course.state_dict(),
             "carry": None if self.carry is None else self.carry.state_dict(),
             "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
-            "heads": numbers_of(self.heads()),
+            "heads": numbers_of(self.heads.named),
         }
 
     def compare(self, saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
@@ -146,7 +155,7 @@ class Entry:
     def _check_heads(self, saved: object) -> None:
         if not isinstance(saved, Mapping):
             raise ValueError("the state is damaged: 'heads' is no mapping")
-        here = numbers_of(self.heads())
+        here = numbers_of(self.heads.named)
         other = [name for name in saved if name in here and here[name] != saved[name]]
         if other:
             raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,23 @@ def check_keys(entry: Mapping[str, Any], keys: Iterable[str], where: str) -> Non
 
 
 def check_factors(values: object, factors: Sequence[Tensor]) -> None:
-    """Refuse what are not values of the factors."""
-    given = [_kind(value) for value in values] if isinstance(values, (list, tuple)) else values
-    wanted = [_kind(factor) for factor in factors]
-    if not isinstance(given, list) or given != wanted:
+    """Refuse what are not values of the factors; those of a narrower dtype are said to be."""
+    given = _listed(values)
+    if len(given) != len(factors):
         raise ValueError(
-            f"the state is damaged: its factors are {_first_other(given, wanted)}; the optimizer "
-            f"here has {len(wanted)}"
+            f"the state is damaged: it has {len(given)} factors, the optimizer here {len(factors)}"
+        )
+    for i, (value, factor) in enumerate(zip(given, factors, strict=True)):
+        shape, dtype = tuple(factor.shape), factor.dtype
+        if not _is_floating(value, shape) or torch.promote_types(value.dtype, dtype) != dtype:
+            raise ValueError(
+                f"the state is damaged: factor {i} is {_kind(value)}, and needs {shape} of {dtype}"
+            )
+    if given and given[0].dtype != factors[0].dtype:
+        warnings.warn(
+            f"the factors were saved in {given[0].dtype} and are {factors[0].dtype} here, as the "
+            "model was cast after the optimizer was built: the run goes on, but not bitwise",
+            stacklevel=6,
         )
 
 
@@ -110,14 +121,7 @@ def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
-def _kind(value: object) -> object:
-    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _first_other(given: object, wanted: list[object]) -> str:
-    if not isinstance(given, list):
-        return f"a {type(given).__name__}"
-    if len(given) != len(wanted):
-        return f"{len(given)}"
-    i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
-    return f"other ones: number {i} is {given[i]}, here {wanted[i]}"
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} of {value.dtype}"

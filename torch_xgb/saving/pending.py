@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.adapter import Adapter
-from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.formulas.entries import as_bits
 from torch_xgb.processes import gather
-from torch_xgb.saving.fold import FoldIn, Resumed, StartOver, fold, unfold
+from torch_xgb.saving.fold import FoldIn, fold, unfold
+from torch_xgb.saving.memory import Memory
+from torch_xgb.saving.start_over import Resumed, StartOver
 from torch_xgb.weights.fingerprints import fingerprints
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.places import shard_group
@@ -43,13 +44,13 @@ class Pending:
     Args:
         adapters: The adapters of every layer.
         merger: Whose residuals belong to the weights.
-        carry: What targets remember of earlier pairs, if they do.
+        memory: What else does.
     """
 
-    def __init__(self, adapters: Iterable[Adapter], merger: Merger, carry: Carry | None) -> None:
+    def __init__(self, adapters: Iterable[Adapter], merger: Merger, memory: Memory) -> None:
         self.adapters = list(adapters)
         self.merger = merger
-        self.carry = carry
+        self.memory = memory
         self.resumed = Resumed()
         self._handles: list[RemovableHandle] = []
 
@@ -61,10 +62,10 @@ class Pending:
     def attach(self) -> None:
         """Register the hooks."""
         for adapter in self.adapters:
+            fold_in, start_over = FoldIn(adapter), StartOver(adapter, self.memory, self.resumed)
             for module in adapter.target.modules:
-                self._handles.append(module.register_state_dict_post_hook(FoldIn(adapter)))
-                hook = StartOver(adapter, self.merger, self.carry, self.resumed)
-                self._handles.append(module.register_load_state_dict_pre_hook(hook))
+                self._handles.append(module.register_state_dict_post_hook(fold_in))
+                self._handles.append(module.register_load_state_dict_pre_hook(start_over))
 
     def detach(self) -> None:
         """Remove them."""
@@ -198,7 +199,34 @@ class Pending:
             if weight.name in unfolded:
                 _overwrite(weight, unfolded[weight.name])
         self.merger.load_state_dict(state["residuals"], self.weights)
+        self.memory.forget_all()
+        self.memory.note(self.adapters)
         self.resumed.loaded()
+
+    def stepped(self) -> None:
+        """Take note of a step."""
+        self.resumed.stepped()
+        self.memory.stepped()
+
+    def retie(self) -> None:
+        """Tie what was tied: ``load_state_dict(assign=True)`` gives each module its own Parameter.
+
+        Raises:
+            RuntimeError: If the modules of a weight hold different values.
+        """
+        for weight in self.weights:
+            own = weight.parameter
+            others = [m for m in weight.modules if getattr(m, weight.attribute) is not own]
+            for module in others:
+                other = getattr(module, weight.attribute)
+                if other.shape != own.shape or not torch.equal(other, own.to(other)):
+                    raise RuntimeError(
+                        f"{weight.name} was tied among {len(weight.modules)} modules when the "
+                        "optimizer was built, and they hold different weights now: a merge is "
+                        "computed once for all. Tie them again (a.weight = b.weight), or build a "
+                        "new optimizer after finalize()"
+                    )
+                module._parameters[weight.attribute] = own
 
     @contextmanager
     def folded_in(self) -> Iterator[None]:

@@ -113,6 +113,10 @@ class Merger:
         """Drop a weight's residual: other values have been put into the weight."""
         self.residuals.pop(weight.name, None)
 
+    def put_back(self, weight: Weight, residual: Tensor) -> None:
+        """Take a residual over that was dropped: the values it belongs to are back."""
+        self.residuals[weight.name] = residual
+
     def state_dict(self, weights: Iterable[Weight]) -> dict[str, Tensor]:
         """Return the residuals as a checkpoint holds such Parameters, by name."""
         places = {weight.name: weight.place for weight in weights}

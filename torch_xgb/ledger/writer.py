@@ -142,9 +142,8 @@ class Writer:
             RuntimeError: If it is not the next one, or another run writes here. Nothing is changed.
             OSError: If it cannot be written.
         """
-        if record.booster_index == len(self._archive) - 1 and self._archive.has_written(record):
-            return
-        self.check_next(record.booster_index)
+        if not self._archive.has_written(record):
+            self.check_next(record.booster_index)
         with self._said(record.booster_index):
             self._archive.append(record)
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from torch_xgb.ledger import digests
 from torch_xgb.ledger.facts import Facts, entry, mapping_of, natural, number, text
-from torch_xgb.ledger.files import damaged, reading
+from torch_xgb.ledger.files import damaged, reading, writing
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.packed import Packed, pack
 from torch_xgb.ledger.records import BoosterRecord, read_saved, read_update
 from torch_xgb.ledger.scores import SCORES, Scores
 from torch_xgb.ledger.store import Folder, Store
 
-__all__ = ["Archive", "read_header"]
+__all__ = ["Archive", "check_ours", "read_header"]
 
 _HEADER, _ORIGINALS = "chain", "base"
 
@@ -220,7 +220,8 @@ class Archive:
         sections = [_ORIGINALS, *map(_section, range(len(self)))]
         scores = digests.sealed({str(t): self.scores[t] for t in self.scores})
         documents = {_HEADER: self.header.plain, **({SCORES: scores} if self.scores else {})}
-        pack(self.store, path, documents, sections)
+        with writing(f"{str(path)!r} cannot be written: free space, or choose another path"):
+            pack(self.store, path, documents, sections)
 
     # Inside
 
@@ -294,6 +295,20 @@ def read_header(store: Store) -> ChainHeader | None:
     document = store.document(_HEADER)
     with reading(store.place(_HEADER)):
         return None if document is None else ChainHeader.read(document)
+
+
+def check_ours(store: Store) -> None:
+    """Make sure that what has the names of a ledger's parts is one's, for it will be overwritten.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    kept = read_header(store) is not None
+    if _ORIGINALS in store:  # written before the header
+        store.facts(_ORIGINALS)
+    with reading(store.place(SCORES)):
+        if not kept and store.holds(SCORES):
+            raise ValueError("there is no chain.json beside it. Choose another path for record=")
 
 
 def _count(store: Store) -> int:

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from torch_xgb import BoostedLowRankOptimizer, LossPlateau
+from torch_xgb import BoostedLowRankOptimizer, Chain, LossPlateau
 
 SETTINGS: dict[str, Any] = {"r": 1, "kappa": 3, "layers_per_booster": 2, "lr": 1e-2}
 
@@ -283,3 +283,36 @@ def test_input_gradients_of_an_optimizer_given_to_the_trainer(tmp_path: Path) ->
     trainer.add_callback(BoostingCallback(trainer))
     trainer.train()
     assert not trainer.model.get_input_embeddings()._forward_hooks
+
+
+def test_a_run_with_a_ledger_is_started_again_and_resumed(tmp_path: Path) -> None:
+    """The Trainer has accelerate load an optimizer's own fresh state back into it."""
+
+    def trainer(record: object, steps: int) -> Trainer:
+        return make(
+            tmp_path,
+            settings={"record": record, "kappa": 2},
+            max_steps=steps,
+            save_strategy="steps",
+            save_steps=5,
+            lr_scheduler_type="constant",
+        )
+
+    whole = trainer(None, 10)
+    whole.train()
+    first = trainer(tmp_path / "run", 8)
+    first.train()
+    first.optimizer.optimizer.finalize()
+    again = trainer(tmp_path / "run", 10)
+    with pytest.raises(RuntimeError, match="holds 4 boosters.*choose another path"):
+        again.train()
+    assert len(Chain.load(tmp_path / "run")) == 4
+    resumed = trainer(tmp_path / "run", 10)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    models = [one.optimizer.optimizer.finalize() for one in (whole, resumed)]
+    wanted, got = (model.state_dict() for model in models)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    chain = Chain.load(tmp_path / "run")
+    assert len(chain) == 5
+    rolled = chain.rollback(classifier(), 4).state_dict()
+    assert all(torch.equal(rolled[n], got[n]) for n in [*chain.header.weights, *chain.header.saved])

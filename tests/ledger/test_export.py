@@ -1,4 +1,5 @@
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,50 @@ def test_effective_rank_counts_equal_directions() -> None:
     assert effective_rank(torch.tensor([2.0, 0.0])) == pytest.approx(1)
     assert effective_rank(torch.zeros(4)) == 0.0
     assert 1 < effective_rank(torch.tensor([2.0, 1.0])) < 2
+
+
+def test_an_export_follows_no_link_and_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    run = Run(bert())
+    run.boost(2)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).symlink_to(victim)
+        (folder / f"{name}.part").symlink_to(victim)
+    (folder / "README.md").write_text("# My project")
+    run.chain.to_peft(folder, base_model_name_or_path="base")
+    assert victim.read_text() == "mine"
+    assert (folder / "README.md").read_text() == "# My project"
+    assert not (folder / "adapter_config.json").is_symlink()
+    (folder / "README.md").unlink()
+    for rank in (None, 1):
+        run.chain.to_peft(folder, rank=rank, base_model_name_or_path="base")
+    assert "rank 1" in (folder / "README.md").read_text()
+
+
+def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bert())
+    run.boost(2)
+    calls = 0
+
+    def no_space(file: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        run.chain.to_peft(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    monkeypatch.undo()
+    (tmp_path / "adapter" / "adapter_config.json").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for taken in ("adapter", "file"):
+        with pytest.raises(ValueError, match="choose another"):
+            run.chain.to_peft(tmp_path / taken)
+    with pytest.raises(ValueError, match="is a folder"):
+        run.chain.save(tmp_path / "adapter")
+    assert [file.name for file in (tmp_path / "adapter").iterdir()] == ["adapter_config.json"]

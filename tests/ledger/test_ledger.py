@@ -813,6 +813,95 @@ def test_a_full_disk_leaves_the_booster_pending(
     assert same(weights_of(optimizer.finalize()), weights_of(unharmed.finalize()))
 
 
+@pytest.mark.parametrize("step", [0, 2], ids=["first step", "merge"])
+def test_what_the_system_refuses_is_said_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    model = bert()
+    train(model, optimizer := boosted(model, tmp_path / "run"), range(step))
+    before = weights_of(model)
+
+    def read_only(*args: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", read_only)
+        with pytest.raises(OSError, match="Read-only.*run'.*(nothing was trained|pending).*merge"):
+            train(model, optimizer, range(step, step + 1))
+    if not step:
+        assert same(weights_of(model), before)
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_a_folder_deleted_in_mid_run_is_not_begun_anew(tmp_path: Path) -> None:
+    model = bert()
+    train(model, optimizer := boosted(model, tmp_path / "run"), range(5))
+    (tmp_path / "run").rename(tmp_path / "aside")
+    weights = {n: p for n, p in weights_of(model).items() if "boosters" not in n}
+    for _ in range(2):
+        with pytest.raises(OSError, match="booster 1 is not lost.*put it back.*record= there"):
+            optimizer.merge()
+    assert optimizer.booster_index == 1
+    now = weights_of(model)
+    assert all(torch.equal(now[name], weight) for name, weight in weights.items())
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "aside").rename(tmp_path / "run")
+    optimizer.merge()
+    assert len(Chain.load(tmp_path / "run")) == 2
+
+
+def test_a_booster_that_takes_the_place_of_a_later_one_is_written_before_that_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run := Run(bert(), tmp_path / "run")).boost(1)
+    bookmark = at(run)
+    run.boost(3)
+    run.writer.close()
+    again = Run(bert(), tmp_path / "run")
+    again.writer.resume(bookmark)
+
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", no_space)
+        with pytest.raises(OSError, match="No space"):
+            again.boost(1)
+    assert len(Chain.load(tmp_path / "run")) == 4
+    again.boost(1)
+    assert len(Chain.load(tmp_path / "run")) == 2
+
+
+def test_a_booster_that_was_written_and_not_counted_is_not_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt may come between any two instructions."""
+    (run := Run(bert(), tmp_path / "run")).boost(1)
+    record = replace(run.chain[0], booster_index=1)
+    store = run.writer._archive.store
+    write = store.write
+
+    def interrupted(*args: Any) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.writer.append(record)
+    for _ in range(2):
+        run.writer.append(record)
+    assert len(run.chain) == len(Chain.load(tmp_path / "run")) == 2
+    with pytest.raises(RuntimeError, match="holds 2 boosters"):
+        run.writer.append(replace(record, steps=9))
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.writer.append(replace(record, booster_index=2))
+    run.writer.append(replace(record, booster_index=2, steps=9))  # trained on before it is merged
+    assert Chain.load(tmp_path / "run")[2].steps == 9
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     whole = bert()
     train(whole, uninterrupted := boosted(whole, None, kappa=1), range(12))

@@ -375,3 +375,34 @@ def test_the_folder_is_where_it_was_whatever_the_working_directory(
     monkeypatch.chdir(tmp_path / "elsewhere")
     train(model, optimizer, range(2, 4))
     assert len(Chain.load(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("name", ["chain.json", "base.safetensors", "scores.json"])
+def test_files_of_others_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    """A model of that name, say, in the folder that was given."""
+    from safetensors.torch import save
+
+    theirs = {"base.safetensors": save({"a": torch.ones(2)}, {"format": "pt"})}
+    (tmp_path / name).write_bytes(theirs.get(name, b'{"0": 1.0}'))
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=f"{name}.*no part of a ledger"):
+        build(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link", "file/run"):
+        with pytest.raises(ValueError, match="another path for record="):
+            build(tmp_path / name)
+
+
+def test_a_state_of_after_finalize_drops_nothing(tmp_path: Path) -> None:
+    model, optimizer = build(tmp_path / "run")
+    train(model, optimizer, range(5))
+    optimizer.finalize()
+    before = content(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="finalize"):
+        resume(tmp_path / "run", states(model, optimizer))
+    assert content(tmp_path / "run") == before

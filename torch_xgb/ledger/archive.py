@@ -10,14 +10,14 @@ from torch import Tensor
 
 from torch_xgb.ledger import digests
 from torch_xgb.ledger.facts import Facts, entry, mapping_of, natural, number, text
-from torch_xgb.ledger.files import damaged, reading
+from torch_xgb.ledger.files import damaged, reading, writing
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.packed import Packed, pack
 from torch_xgb.ledger.records import BoosterRecord, read_saved, read_update
 from torch_xgb.ledger.scores import SCORES, Scores
 from torch_xgb.ledger.store import Folder, Store
 
-__all__ = ["Archive", "read_header"]
+__all__ = ["Archive", "check_ours", "read_header"]
 
 _HEADER, _ORIGINALS = "chain", "base"
 
@@ -50,7 +50,7 @@ class Archive:
         self.begun = header is None and self.has_originals
         self._length = self._held = _count(store)
         self._tips: dict[int, str] = {}
-        self._writing = -1  # the booster that was begun to be written last
+        self._attempt = -1, ""  # the booster that was begun to be written last, and its digest
         self._scales: dict[str, dict[int, float]] | None = None
         self.scores = Scores(store, self._length)
 
@@ -182,9 +182,8 @@ class Archive:
         Raises:
             RuntimeError: If somebody has. Nothing is changed.
         """
-        if _section(self._held) in self.store or (
-            self._held and _section(self._held - 1) not in self.store
-        ):
+        more = _section(self._held) in self.store and not self._is_attempt(self._held)
+        if more or (self._held and _section(self._held - 1) not in self.store):
             raise RuntimeError(
                 f"the ledger {self.where!r} no longer ends with booster {self._held - 1}: boosters "
                 "were written by another process, by a copy of this optimizer, or taken away, and "
@@ -198,10 +197,10 @@ class Archive:
         Raises:
             RuntimeError: If somebody else has done so. Nothing is changed.
         """
-        t, facts = len(self), self._sealed(record)
+        t, facts = record.booster_index, self._sealed(record)
         if not self.has_written(record):  # else an interrupt kept it from being counted
             self.check_unchanged()
-            self._writing = t
+            self._attempt = t, digests.of_plain(facts)
             self.store.write(_section(t), record.tensors, facts, self._drop_later)
         self._length = self._held = t + 1
         self._tips = {t + 1: digests.of_plain(facts)}
@@ -209,11 +208,11 @@ class Archive:
 
     def has_written(self, record: BoosterRecord) -> bool:
         """Return whether this object has written a booster, bit by bit the same, before."""
-        t = record.booster_index
-        if self._writing != t or _section(t) not in self.store:
-            return False
-        return digests.of_plain(self.store.facts(_section(t))) == digests.of_plain(
-            self._sealed(record)
+        t, digest = self._attempt
+        return (
+            record.booster_index == t
+            and digest == digests.of_plain(self._sealed(record))
+            and self._is_attempt(t)
         )
 
     def save(self, path: Path) -> None:
@@ -221,7 +220,8 @@ class Archive:
         sections = [_ORIGINALS, *map(_section, range(len(self)))]
         scores = digests.sealed({str(t): self.scores[t] for t in self.scores})
         documents = {_HEADER: self.header.plain, **({SCORES: scores} if self.scores else {})}
-        pack(self.store, path, documents, sections)
+        with writing(f"{str(path)!r} cannot be written: free space, or choose another path"):
+            pack(self.store, path, documents, sections)
 
     # Inside
 
@@ -229,6 +229,12 @@ class Archive:
         """Return a booster's facts with its place in the chain and its tensors' digests."""
         told = {"run": self.header.run, "previous": self.tip(record.booster_index)}
         return {**record.facts, **told, "digests": digests.of_tensors(record.tensors)}
+
+    def _is_attempt(self, t: int) -> bool:
+        """Tell whether booster t, which is not counted, was written here all the same."""
+        of, digest = self._attempt
+        there = t == of and _section(t) in self.store
+        return there and digests.of_plain(self.store.facts(_section(t))) == digest
 
     def _drop_later(self) -> None:
         """Drop the boosters that are about to be replaced, the last first: a kill leaves no gap."""
@@ -289,6 +295,20 @@ def read_header(store: Store) -> ChainHeader | None:
     document = store.document(_HEADER)
     with reading(store.place(_HEADER)):
         return None if document is None else ChainHeader.read(document)
+
+
+def check_ours(store: Store) -> None:
+    """Make sure that what has the names of a ledger's parts is one's, for it will be overwritten.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    kept = read_header(store) is not None
+    if _ORIGINALS in store:  # written before the header
+        store.facts(_ORIGINALS)
+    with reading(store.place(SCORES)):
+        if not kept and store.holds(SCORES):
+            raise ValueError("there is no chain.json beside it. Choose another path for record=")
 
 
 def _count(store: Store) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_xgb.checks import positive_integer
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.formulas.spectrum import compress
-from torch_xgb.ledger.files import exists, replacing_all, require_file
+from torch_xgb.ledger.files import exists, replacing_all, require_file, writing
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.records import snapshot
 from torch_xgb.ledger.tensorfile import import_safetensors, write_tensors
@@ -118,6 +118,12 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) 
     """
     if exists(folder) and not folder.is_dir():
         raise ValueError(f"an adapter is a folder, and {str(folder)!r} is none: choose another")
+    cannot = f"the adapter {str(folder)!r} cannot be written: free space, or choose another path"
+    with writing(cannot):
+        _move_in(folder, tensors, config, card)
+
+
+def _move_in(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) -> None:
     made = not folder.exists()
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     if _is_ours(folder / _CARD):

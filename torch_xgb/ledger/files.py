@@ -6,6 +6,7 @@ tracebacks of the libraries that read it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ __all__ = [
     "replacing_all",
     "require_file",
     "sweep",
+    "writing",
 ]
 
 _LIMIT = 1 << 27  # bytes of a JSON document; a header of 100,000 weights has some 20 MB
@@ -48,6 +50,15 @@ def reading(place: object) -> Iterator[None]:
         raise damaged(place, "it is nested too deeply") from error
     except (ValueError, OSError) as error:
         raise damaged(place, error) from error
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Say what cannot be written and what to do, where the system only says why."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}: {what}") from error
 
 
 def exists(path: Path) -> bool:

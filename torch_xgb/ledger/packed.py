@@ -90,6 +90,9 @@ class Packed:
     def remove(self, section: str) -> None:  # noqa: D102
         raise RuntimeError(f"{str(self.path)!r} is a packed ledger, which cannot shrink")
 
+    def holds(self, name: str) -> bool:  # noqa: D102
+        return name in self._documents
+
     def document(self, name: str) -> object:  # noqa: D102
         return self._documents.get(name)
 

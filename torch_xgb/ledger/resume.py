@@ -73,6 +73,12 @@ class Bookmark:
             )
         if not archive.begun or archive.header.run != self.run:
             raise RuntimeError(f"the ledger is not the one of the checkpoint: {LOST}")
+        if self.booster_step and index < held and self.tip == archive.tip(index + 1):
+            raise RuntimeError(
+                f"the state was saved after finalize() had merged booster {index}, the run's last: "
+                "there is nothing left to go on with. Begin a new run with the model's weights, a "
+                "new optimizer and another path for record="
+            )
         if not self._has_same_past(archive):
             raise RuntimeError(
                 f"the ledger is of the checkpoint's run, but not as it was when it had merged "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from torch_xgb.checks import positive_integer
 from torch_xgb.ledger.digests import sealed, unsealed
 from torch_xgb.ledger.facts import entry, mapping, number
-from torch_xgb.ledger.files import reading
+from torch_xgb.ledger.files import reading, writing
 from torch_xgb.ledger.store import Store
 
 __all__ = ["SCORES", "Scores", "best_of"]
@@ -77,12 +76,8 @@ class Scores(Mapping[int, float]):
     def truncate(self, length: int) -> None:
         """Drop the scores of boosters from ``length`` on."""
         self.hide(length)
-        try:
-            if self._store.document(SCORES) is None:
-                return
-        except ValueError:  # damaged: what is known of it is written anew
-            pass
-        self._keep(self._values)
+        if self._store.holds(SCORES):
+            self._keep(self._values)
 
     @property
     def best(self) -> int:
@@ -113,15 +108,11 @@ class Scores(Mapping[int, float]):
 
     def _keep(self, values: dict[int, float]) -> None:
         plain = {str(t): values[t] for t in sorted(values)}
-        try:
+        with writing(
+            f"{self._store.place(SCORES)!r} cannot be written. The scores are those of before: "
+            "free space or make the folder writable, and give the score again"
+        ):
             self._store.write_document(SCORES, sealed(plain))
-        except OSError as error:
-            raise OSError(
-                error.errno or errno.EIO,
-                f"{error.strerror or error}: {self._store.place(SCORES)!r} cannot be written. The "
-                "scores are those of before; free space or make the folder writable, and give the "
-                "score again",
-            ) from error
 
 
 def _index(key: str) -> int:

@@ -67,6 +67,9 @@ class Store(Protocol):
     def remove(self, section: str) -> None:
         """Remove a section."""
 
+    def holds(self, name: str) -> bool:
+        """Tell whether there is anything of a document's name."""
+
     def document(self, name: str) -> object:
         """Return a document, or None."""
 
@@ -115,6 +118,9 @@ class Memory:
     def remove(self, section: str) -> None:  # noqa: D102
         del self._sections[section]
 
+    def holds(self, name: str) -> bool:  # noqa: D102
+        return name in self._documents
+
     def document(self, name: str) -> object:  # noqa: D102
         return self._documents.get(name)
 
@@ -143,7 +149,13 @@ class Folder:
                 f"a ledger is a folder, and {str(self.path)!r} is a file or a link to nothing: "
                 "choose another path for record="
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"there cannot be a folder {str(self.path)!r} ({error.strerror}): choose another "
+                "path for record="
+            ) from error
 
     def sweep(self) -> None:
         """Remove what unfinished writes of a killed run left, and nothing of others'."""
@@ -189,6 +201,9 @@ class Folder:
 
     def remove(self, section: str) -> None:  # noqa: D102
         self._file(section).unlink(missing_ok=True)
+
+    def holds(self, name: str) -> bool:  # noqa: D102
+        return exists(self._document(name))
 
     def document(self, name: str) -> object:  # noqa: D102
         file = self._document(name)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.formulas.entries import as_matrix
-from torch_xgb.ledger.archive import Archive, read_header
+from torch_xgb.ledger.archive import Archive, check_ours, read_header
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.files import writing
 from torch_xgb.ledger.header import ChainHeader, originals
 from torch_xgb.ledger.owner import Owner
 from torch_xgb.ledger.records import BoosterRecord, snapshot
@@ -77,7 +77,8 @@ class Writer:
 
         Raises:
             TypeError: If ``record`` is neither.
-            ValueError: If the folder holds the boosters of a run with another configuration.
+            ValueError: If the folder holds the boosters of a run with another configuration, or
+                files of somebody else's with the names of a ledger's.
         """
         if record is True:
             return cls(Archive(Memory(), header), base, trained)
@@ -85,6 +86,7 @@ class Writer:
         import_safetensors()
         folder = Folder(path)
         folder.prepare()
+        check_ours(folder)
         archive = Archive(folder, header)
         if len(archive):
             archive = Archive(folder)
@@ -142,9 +144,8 @@ class Writer:
             RuntimeError: If it is not the next one, or another run writes here. Nothing is changed.
             OSError: If it cannot be written.
         """
-        if record.booster_index == len(self._archive) - 1 and self._archive.has_written(record):
-            return
-        self.check_next(record.booster_index)
+        if not self._archive.has_written(record):
+            self.check_next(record.booster_index)
         with self._said(record.booster_index):
             self._archive.append(record)
 
@@ -217,23 +218,16 @@ class Writer:
             return self._archive
         return Archive(self._archive.store)
 
-    @contextmanager
-    def _said(self, t: int) -> Iterator[None]:
-        """Say what to do about what the system refused."""
-        try:
-            yield
-        except OSError as error:
-            if not self._archive.begun or not self._mine:
-                lost = "nothing was trained"
-            else:
-                lost = f"booster {t} is not lost: it is pending, and the model unharmed"
-            raise OSError(
-                error.errno or errno.EIO,
-                f"{error.strerror or error}: the ledger {self._archive.where!r} cannot be written, "
-                f"and {lost}. Free space, make the folder writable or put it back, and go on: "
-                "optimizer.merge() and the next step() try again. Or save the model's and the "
-                "optimizer's state_dict(), copy the ledger elsewhere and resume with record= there",
-            ) from error
+    def _said(self, t: int) -> AbstractContextManager[None]:
+        """Say what to do about what the system refuses."""
+        kept = f"booster {t} is not lost: it is pending, and the model unharmed"
+        return writing(
+            f"the ledger {self._archive.where!r} cannot be written, and "
+            f"{kept if self._mine else 'nothing was trained'}. Free space, make the folder "
+            "writable or put it back, and go on: optimizer.merge() and the next step() try again. "
+            "Or save the model's and the optimizer's state_dict(), copy the ledger elsewhere and "
+            "resume with record= there"
+        )
 
 
 _EARLIER_RUN = (

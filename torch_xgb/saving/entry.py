@@ -19,8 +19,8 @@ from torch_xgb.saving.pending import Pending
 from torch_xgb.saving.seal import numbers_of
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
-from torch_xgb.settings import differences
 from torch_xgb.schedule.draws import Draw
+from torch_xgb.settings import differences
 
 __all__ = ["ENTRY", "VERSION", "Entry", "Resumption", "find"]
 

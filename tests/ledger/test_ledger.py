@@ -326,7 +326,7 @@ def write(pipe):
     chain = writer.chain
     if len(chain):
         here = chain._archive
-        writer.resume(Bookmark(len(chain), 0, here.header.run, here.tip(len(chain))))
+        writer.resume(Bookmark(len(chain), 0, here.header.run, here.sections.tip(len(chain))))
     while True:
         writer.append(synthetic(len(chain)))
         chain.score(len(chain) - 1, float(len(chain)))

@@ -1,11 +1,11 @@
 """The boosters of a run, kept.
 
-``writer`` writes what ``chain`` reads; between them stand ``archive`` (``header``, original
-weights, boosters, ``scores``) and ``store`` or ``packed`` (tensors in memory, in a folder, in one
-file). ``records`` are what is written, ``facts`` what JSON is taken for, ``digests`` find a changed
-bit, ``files`` and ``tensorfile`` read and write. ``owner`` is whose a folder is, ``resume`` whether
-it is a checkpoint's. ``restore`` finds a model's weights again, ``export`` makes a PEFT adapter,
-``plot`` a picture.
+``writer`` writes what ``chain`` reads; between them stand ``archive`` (``header``, ``sections``
+with original weights and boosters, ``scores``) and ``store`` or ``packed`` (tensors in memory, in a
+folder, in one file). ``records`` are what is written, ``facts`` what JSON is taken for, ``digests``
+find a changed bit, ``files`` and ``tensorfile`` read and write. ``owner`` is whose a folder is,
+``resume`` whether it is a checkpoint's. ``restore`` finds a model's weights again, ``export`` makes
+a PEFT adapter, ``plot`` a picture.
 
 May import boosters, targets, weights, formulas, settings, checks, processes. One more store: a
 class with ``Store``'s methods.

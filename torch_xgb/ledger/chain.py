@@ -71,7 +71,7 @@ class Chain:
         integer("a booster's index", t)
         if not -len(self) <= t < len(self):
             raise IndexError(f"no booster {t}: the ledger holds {len(self)}")
-        return self._archive.record(t % len(self))
+        return self._archive.sections.record(t % len(self))
 
     def __iter__(self) -> Iterator[BoosterRecord]:
         return iter(self._archive.records(len(self) - 1))
@@ -151,7 +151,7 @@ class Chain:
         weights, saved = find(model, self.header)
         self._require_begun()
         self._verify(to, originals=True)
-        for name, original in self._archive.originals(weights):
+        for name, original in self._archive.sections.originals(weights):
             weights[name].parameter.copy_(original)
         replay(self._archive.records(to), weights, self.header)
         self._restore(saved, to)
@@ -256,7 +256,7 @@ class Chain:
             Path(folder),
             replace(self.header, base_model=base),
             lambda name: self.delta(name, last),
-            self._archive.saved(last),
+            self._archive.sections.saved(last),
             rank,
             last + 1,
         )
@@ -270,7 +270,7 @@ class Chain:
         Returns:
             The matplotlib figure.
         """
-        facts = [self._archive.facts(t) for t in range(len(self))]
+        facts = [self._archive.sections.facts(t) for t in range(len(self))]
         figure = draw_chain(self.header, facts, self.delta, self.scores)
         if path is not None:
             figure.savefig(path)
@@ -301,13 +301,13 @@ class Chain:
             ValueError: If anything of it is damaged.
         """
         if originals:
-            for _ in self._archive.originals():
+            for _ in self._archive.sections.originals():
                 pass
         for _ in self._archive.records(to):
             pass
         if to < 0:
-            self._archive.saved(to)
+            self._archive.sections.saved(to)
 
     def _restore(self, saved: Mapping[str, nn.Parameter], t: int) -> None:
-        for name, tensor in self._archive.saved(t).items():
+        for name, tensor in self._archive.sections.saved(t).items():
             saved[name].copy_(tensor)

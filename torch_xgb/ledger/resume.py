@@ -73,7 +73,7 @@ class Bookmark:
             )
         if not archive.begun or archive.header.run != self.run:
             raise RuntimeError(f"the ledger is not the one of the checkpoint: {LOST}")
-        if self.booster_step and index < held and self.tip == archive.tip(index + 1):
+        if self.booster_step and index < held and self.tip == archive.sections.tip(index + 1):
             raise RuntimeError(
                 f"the state was saved after finalize() had merged booster {index}, the run's last: "
                 "there is nothing left to go on with. Begin a new run with the model's weights, a "
@@ -95,7 +95,7 @@ class Bookmark:
             return False
         if self.tip is None:
             return archive.header.version < 3
-        return self.tip == archive.tip(self.booster_index)
+        return self.tip == archive.sections.tip(self.booster_index)
 
 
 LOST = (

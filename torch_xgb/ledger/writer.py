@@ -108,7 +108,10 @@ class Writer:
         """What a checkpoint says of the ledger: nothing before the first step."""
         if not self._mine:
             return {"run": None, "tip": None}
-        return {"run": self._archive.header.run, "tip": self._archive.tip(len(self._archive))}
+        return {
+            "run": self._archive.header.run,
+            "tip": self._archive.sections.tip(len(self._archive)),
+        }
 
     def check_next(self, booster_index: int) -> None:
         """Make sure that booster t is the next one; keep the original weights before the first.

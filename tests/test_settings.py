@@ -351,7 +351,6 @@ RESUMABLE: dict[str, tuple[str, Any, Any]] = {
     "nonfinite": ("nonfinite", "error", "skip"),
     "unused": ("unused", "error", "skip"),
     "checkpointing": ("checkpointing", False, True),
-    "record": ("record", None, True),
     "record-ended": ("record", True, None),
     "residual_device": ("residual_device", None, "cpu"),
 }
@@ -695,7 +694,6 @@ def test_a_checkpoint_of_version_1_goes_on(given: Given) -> None:
 @pytest.mark.parametrize(
     ("given", "here"),
     [
-        ({"shrinkage": 1.0}, {"shrinkage": 0.5}),
         ({"factor_l2": 0.0}, {"factor_l2": 0.125}),
         ({"rewarmup_steps": 0}, {"rewarmup_steps": 3}),
         ({"kappa": plateau(2)}, {"kappa": plateau(3)}),

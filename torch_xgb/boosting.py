@@ -176,11 +176,7 @@ class Boosting:
         self.course.begin(progress, draw)
 
     def before_step(self, base: Optimizer) -> None:
-        """Make sure, before anything of a booster is trained, that a step may be taken.
-
-        Raises:
-            RuntimeError: If it is none, or not of the factors, or the ledger is another run's.
-        """
+        """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
         self._sharding.before_step(base)
         if self.writer is not None and not (
@@ -211,11 +207,7 @@ class Boosting:
         return self.course.stepped()
 
     def merge(self, base: Optimizer) -> MergeReport:
-        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A.
-
-        Raises:
-            RuntimeError: If a factor is not finite. Nothing is changed.
-        """
+        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
         self.settle(base)
         self._memory.look(self.booster.active)
         draw, (t, steps, _) = self.course.draw, astuple(self.course.progress)
@@ -263,22 +255,13 @@ class Boosting:
     # For frameworks
 
     def set_apart(self, device: torch.device | None = None) -> None:
-        """Move the factors out of the model, where somebody would take or shard what he finds.
-
-        They go on being computed with.
-
-        Args:
-            device: Where they go; None leaves them where they are.
-        """
+        """Move the factors out of the model, where somebody would take or shard what he finds."""
         self.booster.set_apart()
         if device is not None:
             self.booster.slots.to(device)
 
     def average_when(self, due: Callable[[], bool], group: ProcessGroup | None) -> None:
-        """Average the factors' gradients over a group after each backward pass for which it is due.
-
-        ``average`` does it by hand. Of a group of None, this process is all there is.
-        """
+        """Average the factors' gradients over a group after backward passes, where it is due."""
         self._sharding.average(group, due)
 
     def average(self) -> None:
@@ -304,11 +287,7 @@ class Boosting:
         return policy.prepare(self.booster.named, [])
 
     def folded_in(self) -> AbstractContextManager[None]:
-        """Have the pending booster in the weights themselves for a while, and nowhere else.
-
-        For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
-        were, bitwise.
-        """
+        """Have the pending booster in the weights themselves for a while, and nowhere else."""
         return self._pending.folded_in()
 
     def at_leave(self, call: Callable[[], object]) -> None:

@@ -269,5 +269,5 @@ def test_positions_are_the_models_own() -> None:
 
 def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
     (tmp_path / "chain.safetensors").write_bytes(b"")
-    with pytest.raises(SystemExit, match="no ledger's file, or damaged"):
+    with pytest.raises(SystemExit, match="no part of a ledger, or damaged"):
         main(["plot", str(tmp_path / "chain.safetensors")])

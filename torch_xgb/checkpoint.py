@@ -5,6 +5,7 @@ Everything is checked before anything is changed; what fails all the same is tak
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,10 @@ __all__ = ["resume", "save"]
 
 
 def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
-    """Return what a resumed run needs beside the model, in tensors and plain types."""
+    """Return what a resumed run needs beside the model, in tensors and plain types.
+
+    Nothing in it is written to later: a state that is kept in memory stays what it was.
+    """
     base = wrapped.optimizer
     boosting.settle(base)
     entry = {
@@ -29,7 +33,7 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
         "counters": wrapped.counters,
         **({"run": None, "tip": None} if boosting.writer is None else boosting.writer.bookmark),
     }
-    state = base.state_dict()
+    state = copy.deepcopy(base.state_dict())
     return {**state, ENTRY: {**entry, "seal": seal(state, entry)}}
 
 

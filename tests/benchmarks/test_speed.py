@@ -83,4 +83,5 @@ def test_a_steps_own_work_does_not_grow_with_the_model() -> None:
             profile.disable()
         return sum(entry.callcount for entry in profile.getstats())
 
-    assert calls(64) <= 1.02 * calls(8)
+    # Of few blocks some would be drawn again, and what is looked at once is looked at already.
+    assert calls(256) <= 1.02 * calls(64)

@@ -398,11 +398,18 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
             build(tmp_path / name)
 
 
-def test_a_state_of_after_finalize_drops_nothing(tmp_path: Path) -> None:
+def test_a_state_of_after_finalize_drops_nothing_and_goes_on(tmp_path: Path) -> None:
     model, optimizer = build(tmp_path / "run")
+    start = copy.deepcopy(model.state_dict())
     train(model, optimizer, range(5))
     optimizer.finalize()
     before = content(tmp_path / "run")
-    with pytest.raises(RuntimeError, match="finalize"):
-        resume(tmp_path / "run", states(model, optimizer))
-    assert content(tmp_path / "run") == before
+    model, optimizer = resume(tmp_path / "run", states(model, optimizer))
+    assert content(tmp_path / "run") == before and optimizer.booster_index == 3
+    train(model, optimizer, range(5, 9))
+    optimizer.finalize()
+    again = build(None)[1].finalize()
+    again.load_state_dict(start)
+    chain = Chain.load(tmp_path / "run")
+    assert len(chain) == 5
+    assert torch.equal(flat(chain.apply(again)), flat(model))

@@ -163,8 +163,8 @@ def test_stochastic_rounding_draws_anew_for_every_booster_and_target(dtype: torc
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).to(dtype)
         optimizer = boosted(model, merge_precision="stochastic", seed=seed)
         for _ in range(2):
-            for module in model:
-                nn.init.ones_(module.weight)
+            ones = {name: torch.ones_like(W) for name, W in model.state_dict().items()}
+            model.load_state_dict(ones)
             with torch.no_grad():
                 for A, B in optimizer.active_factors.values():
                     A.fill_(1.0)

@@ -106,7 +106,8 @@ class Carry:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types."""
-        return {n: {"factors": [*h.factors], "state": [*h.state]} for n, h in self.held.items()}
+        held = {n: {"factors": [*h.factors], "state": [*h.state]} for n, h in self.held.items()}
+        return copy.deepcopy(held)  # the base writes to what it is given back
 
     def load_state_dict(self, state: Mapping[str, Any], base: Optimizer) -> None:
         """Take such a state over, by copy, to where the base's factors are."""

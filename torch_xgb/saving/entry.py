@@ -97,7 +97,7 @@ class Entry:
     heads: Heads
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain types, none of which the next step writes to but residuals."""
+        """Return tensors and plain types, none of which a later step writes to."""
         self.pending.memory.look(self.pending.adapters)
         return {
             "version": VERSION,
@@ -137,7 +137,8 @@ class Entry:
         check_weights(saved["weights"], self.pending.weights, drawn)
         self._check_heads(saved.get("heads", {}))
         pairs = self.booster.lots(draw.layers, saved["factors"]) if lots else []
-        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, "seal" in saved)
+        sealed = "seal" in saved or saved["version"] == 1  # which had none
+        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed)
         return Resumption(saved, progress, draw, unfolded)
 
     def load_state_dict(self, resumption: Resumption, base: Optimizer) -> None:

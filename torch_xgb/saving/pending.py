@@ -49,6 +49,7 @@ class Pending:
 
     def __init__(self, adapters: Iterable[Adapter], merger: Merger, memory: Memory) -> None:
         self.adapters = list(adapters)
+        self._tied = [weight for weight in self.weights if len(weight.modules) > 1]
         self.merger = merger
         self.memory = memory
         self.resumed = Resumed()
@@ -95,30 +96,6 @@ class Pending:
             "residuals": self.merger.state_dict(weights),
         }
 
-    def find_folded(self, state: dict[str, Any]) -> set[str]:
-        """Return the weights that hold the saved booster at present, changing nothing.
-
-        Raises:
-            RuntimeError: If some weight is neither the saved one nor the saved one folded.
-        """
-        weights = self.weights
-        present = _named(weights, fingerprints((w, w.place.local) for w in weights))
-        folded = {name for name, value in present.items() if value == state["folded"].get(name)}
-        strangers = [
-            weight
-            for weight in weights
-            if weight.name not in folded and present[weight.name] != state["frozen"][weight.name]
-        ]
-        if strangers:
-            raise RuntimeError(
-                "the optimizer's state does not belong to the model's weights: "
-                f"{len(strangers)} of {len(state['frozen'])} differ, first {strangers[0].name!r} "
-                f"({strangers[0].parameter.dtype}). Load the model saved together with this state, "
-                "in the same dtype, first: model.load_state_dict(...), then "
-                "optimizer.load_state_dict(...)"
-            )
-        return folded
-
     @torch.no_grad()
     def unfold(
         self,
@@ -135,7 +112,7 @@ class Pending:
             pairs: The saved booster's, with the adapters they are for.
             r: Its rank.
             s: Its scaling.
-            sealed: Whether its factors are known to be those of the moment of saving.
+            sealed: Whether its factors are known to be those of the moment of saving, or cannot be.
 
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded, or is
@@ -214,7 +191,7 @@ class Pending:
         Raises:
             RuntimeError: If the modules of a weight hold different values.
         """
-        for weight in self.weights:
+        for weight in self._tied:
             own = weight.parameter
             others = [m for m in weight.modules if getattr(m, weight.attribute) is not own]
             for module in others:

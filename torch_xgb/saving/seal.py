@@ -68,9 +68,8 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
 
 def _broken(what: str) -> str:
     return (
-        f"the state is not what was saved: {what}. It was damaged, or its tensors were written to "
-        "while training went on: take another checkpoint, or copy.deepcopy(optimizer.state_dict()) "
-        "where it is kept in memory. Of a state that was changed on purpose, remove "
+        f"the state is not what was saved: {what}. It was damaged, or somebody wrote to its "
+        "tensors: take another checkpoint. Of a state that was changed on purpose, remove "
         "state['booster']['seal']"
     )
 

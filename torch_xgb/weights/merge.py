@@ -55,6 +55,7 @@ class Merger:
     seed: int
     residual_device: torch.device | str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)
+    _saved: set[str] = field(default_factory=set)  # those that a state_dict shares
 
     def __post_init__(self) -> None:
         one_of("merge_precision", self.precision, MERGE_PRECISIONS)
@@ -118,7 +119,11 @@ class Merger:
         self.residuals[weight.name] = residual
 
     def state_dict(self, weights: Iterable[Weight]) -> dict[str, Tensor]:
-        """Return the residuals as a checkpoint holds such Parameters, by name."""
+        """Return the residuals as a checkpoint holds such Parameters, by name.
+
+        They share memory with these until the next merge, which then writes to copies.
+        """
+        self._saved = set(self.residuals)
         places = {weight.name: weight.place for weight in weights}
         return {name: places[name].store(E) for name, E in self.residuals.items()}
 
@@ -143,6 +148,9 @@ class Merger:
     def _residual(self, name: str, W: Tensor) -> Tensor:
         if name not in self.residuals:
             self.residuals[name] = torch.zeros_like(W, device=self.residual_device)
+        elif name in self._saved:
+            self.residuals[name] = self.residuals[name].clone()
+        self._saved.discard(name)
         return self.residuals[name]
 
     def _rounding(self, precision: str, W: Tensor, name: str, booster_index: int) -> Rounding:

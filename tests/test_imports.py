@@ -39,8 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "targets",
         "weights",
     },
-    "checkpoint": {"base", "boosting", "ledger", "saving", "settings"},
-    "optimizer": {"base", "boosters", "boosting", "checkpoint", "ledger", "schedule", "settings"},
+    "optimizer": {"base", "boosters", "boosting", "ledger", "schedule", "settings"},
     "__init__": {"forecast", "ledger", "optimizer", "schedule"},
     "__main__": {"forecast", "ledger"},
 }

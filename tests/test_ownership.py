@@ -16,7 +16,7 @@ OWNERS = {
     "residuals": "weights/merge.py",
     "progress": "schedule/course.py",
     "draw": "schedule/course.py",
-    "attached": "boosting.py",
+    "attached": "boosting/handle.py",
     "begun": "ledger/archive.py",
 }
 _MUTATORS = {"append", "clear", "pop", "setdefault", "update"}

@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.report import Listeners, MergeReport
-from torch_xgb.boosting import Boosting
-from torch_xgb.checkpoint import resume, save
+from torch_xgb.boosting.checkpoint import resume, save
+from torch_xgb.boosting.handle import Boosting
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.schedule.plateau import LossPolicy
 from torch_xgb.schedule.samplers import Sampler

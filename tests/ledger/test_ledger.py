@@ -968,7 +968,7 @@ def test_of_several_processes_the_first_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr("torch_xgb.boosting.agree", lambda *_: None)
+    monkeypatch.setattr("torch_xgb.boosting.handle.agree", lambda *_: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     assert boosted(bert(), tmp_path / "run").chain is None
     assert boosted(bert(), True).chain is not None

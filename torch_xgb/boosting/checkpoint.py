@@ -11,7 +11,7 @@ from typing import Any
 
 from torch_xgb.base.saved import check_counters, check_saved, load_saved, unchanged_on_error
 from torch_xgb.base.wrapped import Wrapped
-from torch_xgb.boosting import Boosting
+from torch_xgb.boosting.handle import Boosting
 from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.saving.entry import ENTRY, find
 from torch_xgb.saving.seal import check_seal, seal

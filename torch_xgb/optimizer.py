@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.base.wrapped import Wrapped
-from torch_xgb.boosters.report import Listeners, MergeReport
+from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.ledger.chain import Chain
@@ -157,13 +158,12 @@ class BoostedLowRankOptimizer(Optimizer):
         factors, trained = self.boosting.factors, self.boosting.trained
         self._wrapped = Wrapped(optimizer_class, factors, trained, optimizer_kwargs)
         self.base = self._wrapped.optimizer
-        self._listeners = Listeners()
         self.boosting.agree(self.base)
         state = self.base.state
         super().__init__(self.base.param_groups, self.base.defaults)
         # Optimizer.__init__ empties it, and Adagrad fills it at construction.
         self.base.state = state
-        self.boosting.enter(self.base)
+        self.boosting.enter(self._wrapped)
 
     # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
 
@@ -232,7 +232,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     def on_merge(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
         """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""
-        return self._listeners.add(fn)
+        return self.boosting.listeners.add(fn)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step of the base; at the κ-th of a booster, merge it and begin the next.
@@ -248,13 +248,15 @@ class BoostedLowRankOptimizer(Optimizer):
                 is not finite, in which case nothing is changed.
         """
         self.boosting.require_attached("step()")
+        if self.boosting.catch_up() and closure is None:
+            warnings.warn(_TRAINED_NOTHING, stacklevel=2)
+            return None
         self.boosting.before_step(self.base)
         try:
             loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
         except _Skipped as skipped:
             return skipped.loss
-        if self.boosting.stepped():
-            self.merge()
+        self.boosting.stepped()
         return loss
 
     def merge(self) -> None:
@@ -265,11 +267,7 @@ class BoostedLowRankOptimizer(Optimizer):
                 is changed.
         """
         self.boosting.require_attached("merge()")
-        following = self.boosting.course.following()
-        report = self.boosting.merge(self.base)
-        self.boosting.forget(self._wrapped)
-        self.boosting.begin(*following, self.base)
-        self._listeners.tell(report)
+        self.boosting.merge()
 
     def finalize(self, *, discard: bool = False) -> nn.Module:
         """Merge what is pending, take everything off the model, give ``requires_grad`` back.
@@ -287,17 +285,15 @@ class BoostedLowRankOptimizer(Optimizer):
         """
         if not self.boosting.attached:
             return self.model
+        self.boosting.complete()
         taken_up = self.boosting.taken_up
         if discard and taken_up:
             raise RuntimeError(
                 "the pending booster holds what carry= took out of the weights: dropping it "
                 "would lose earlier boosters too. Load the last checkpoint instead"
             )
-        begun = not discard and (self.booster_step or taken_up)
-        report = self.boosting.merge(self.base) if begun else None
-        self.boosting.finish(self._wrapped, merged=report is not None, dropped=discard)
-        if report is not None:
-            self._listeners.tell(report)
+        begun = not discard and bool(self.booster_step or taken_up)
+        self.boosting.finish(merged=begun, dropped=discard)
         return self.model
 
     def observe(self, loss: float | Tensor) -> None:
@@ -386,6 +382,12 @@ class BoostedLowRankOptimizer(Optimizer):
         ]
         if not self.boosting.prepare_gradients(others):
             raise _Skipped(loss)
+
+
+_TRAINED_NOTHING = (
+    "the last booster was merged only now, as an earlier step() or merge() could not do it: the "
+    "gradients were its own, and this step trained nothing. The next ones are the next booster's"
+)
 
 
 class _Skipped(Exception):

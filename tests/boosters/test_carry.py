@@ -159,7 +159,7 @@ def test_low_precision_weights_lose_nothing_on_the_way() -> None:
                 B.grad = torch.randn(B.shape, generator=generator) * 0.1
             optimizer.step()
         optimizer.finalize()
-        residuals = optimizer.boosting._merger.residuals
+        residuals = optimizer.boosting._turns.merger.residuals
         deltas.append(
             {
                 name: (model.get_parameter(name).float() + residuals.get(name, 0) - before[name])

@@ -213,7 +213,9 @@ def test_a_residual_that_is_asked_for_is_kept_of_float32_too() -> None:
     ids = torch.randint(512, (2, 8))
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
-    kept = sum(E.numel() * E.element_size() for E in optimizer.boosting._merger.residuals.values())
+    kept = sum(
+        E.numel() * E.element_size() for E in optimizer.boosting._turns.merger.residuals.values()
+    )
     planned = plan(config(2), length=8, dtype=torch.float32, merge_precision="residual")
     assert planned.needs[0].residual == kept > 0
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tiny import KINDS, conv1d
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.formulas.rounding import round_stochastically
+from torch_xgb.formulas.streams import Field
 
 LOW = [torch.bfloat16, torch.float16]
 POLICIES = ["nearest", "stochastic", "residual"]
@@ -132,7 +133,8 @@ def test_stochastic_rounding_leaves_the_unusual_as_it_is(dtype: torch.dtype) -> 
         [exact, torch.tensor([-1, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)]
     )
     for seed in range(20):
-        rounded = round_stochastically(exact, dtype, torch.Generator().manual_seed(seed))
+        bits = Field.of(seed, 0, "a test").bits(slice(0, 1), slice(0, len(exact)), exact.device)[0]
+        rounded = round_stochastically(exact, dtype, bits)
         torch.testing.assert_close(rounded, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -224,23 +226,27 @@ def test_under_a_residual_weights_hold_the_update_on_average(dtype: torch.dtype)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_under_a_residual_no_change_changes_nothing(dtype: torch.dtype, kind: str) -> None:
-    """Nor does a change that the next booster takes back, in weights a residual was added to."""
-    model = linear(30, 20, dtype, kind)
+def test_under_a_residual_no_change_changes_next_to_nothing(dtype: torch.dtype, kind: str) -> None:
+    """Nor does a change that the next booster takes back, in weights a residual was added to.
+
+    But for entries whose residual, rounded, passes their threshold.
+    """
+    torch.manual_seed(0)
+    model = linear(150, 80, dtype, kind)
     start = matrix(model)
     optimizer = boosted(model, merge_precision="residual")
-    A, B = torch.randn(1, 20) * 1e-3, torch.randn(30, 1) * 1e-2
+    A, B = torch.randn(1, 80) * 1e-3, torch.randn(150, 1) * 1e-2
     put(optimizer, A, B)
     optimizer.merge()
     after = matrix(model)
-    assert not torch.equal(after, start)
+    assert float((after != start).float().mean()) > 0.01
     for _ in range(3):
         put(optimizer, A, torch.zeros_like(B))
         optimizer.merge()
-        assert torch.equal(matrix(model), after)
+        assert float((matrix(model) != after).float().mean()) < 0.003
     put(optimizer, A, -B)
     optimizer.merge()
-    assert torch.equal(matrix(model), start)
+    assert float((matrix(model) != start).float().mean()) < 0.003
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)

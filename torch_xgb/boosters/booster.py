@@ -76,7 +76,11 @@ class Booster:
     @property
     def active(self) -> list[Adapter]:
         """The adapters of the drawn layers."""
-        return [adapter for layer in self.drawn for adapter in self.adapters[layer]]
+        return self.of(self.drawn)
+
+    def of(self, layers: Iterable[int]) -> list[Adapter]:
+        """The adapters of some layers."""
+        return [adapter for layer in layers for adapter in self.adapters[layer]]
 
     @property
     def active_layers(self) -> tuple[str, ...]:
@@ -155,7 +159,7 @@ class Booster:
         slots = self.slots
         if values is not None:
             slots = slots.with_parameters(nn.Parameter(v, requires_grad=False) for v in values)
-        adapters = [adapter for layer in drawn for adapter in self.adapters[layer]]
+        adapters = self.of(drawn)
         return list(zip(adapters, slots.lend(a.target for a in adapters), strict=True))
 
     def bind(self, drawn: list[int], r: int, s: float) -> None:

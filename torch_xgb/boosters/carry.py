@@ -19,19 +19,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.checks import share
 from torch_xgb.targets.layers import Target
+from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.product import Product
 
-__all__ = ["Carry"]
-
+__all__ = ["Carry", "Lot", "TakingUp"]
 
 State = dict[str, Any]
+Lot = tuple[Adapter, Pair[nn.Parameter]]  # a target's place, and what is lent to it
 
 
 @dataclass(frozen=True)
@@ -69,40 +71,27 @@ class Carry:
         self.held.pop(target.name, None)
 
     @torch.no_grad()
-    def put_down(self, adapters: Iterable[Adapter], base: Optimizer) -> None:
-        """Remember the pairs of a booster that was merged, and take over their optimizer state."""
-        for adapter in adapters:
+    def put_down(self, lots: Iterable[Lot], base: Optimizer) -> None:
+        """Remember the pairs of a booster that was merged, and their optimizer state.
+
+        The base has it too until it forgets. Done again, it does the same.
+        """
+        for adapter, pair in lots:
             self.held[adapter.target.name] = _Held(
-                adapter.parameters.map(lambda factor: factor.detach().clone()),
-                adapter.parameters.map(lambda factor: base.state.pop(factor, {})),
+                pair.map(lambda factor: factor.detach().clone()),
+                pair.map(lambda factor: base.state.get(factor, {})),
             )
 
-    @torch.no_grad()
-    def take_up(self, adapters: Iterable[Adapter], base: Optimizer, merger: Merger, t: int) -> None:
-        """Give targets their pairs back, taking what these hold out of the weights.
+    def taking_up(self, adapter: Adapter, base: Optimizer, merger: Merger, t: int) -> TakingUp:
+        """Return what gives a target of booster t its last pair back, if it has one.
 
         Args:
-            adapters: Those of booster t, just reset; one drawn for the first time stays so.
+            adapter: The target's, with a pair just made fresh; of a first booster it stays so.
             base: Gets the state back.
-            merger: Takes the pairs' product out, under its policy of precision.
+            merger: Takes the pair's product out of the weights, under its policy of precision.
             t: The booster's index.
         """
-        for adapter in adapters:
-            held = self.held.pop(adapter.target.name, None)
-            if held is None:
-                continue
-            device = adapter.parameters.A.device  # another one, if the model has been moved
-            factors = held.factors.map(lambda factor: factor.to(device))  # noqa: B023
-            A = factors.A
-            # Rows of A that no booster has had yet, the rank being lower, are this one's.
-            A = torch.where(A.any(1, keepdim=True), A, adapter.parameters.A)
-            values = Pair(A, *(self.share * one for one in factors.grown))
-            for factor, value, state in zip(adapter.parameters, values, held.state, strict=True):
-                factor.copy_(value)
-                if state:  # moved, if the model has been
-                    base.state[factor] = {key: _beside(one, factor) for key, one in state.items()}
-            if self.share:
-                _take_out(adapter, merger, t)
+        return TakingUp(self, adapter, base, merger, t)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types."""
@@ -132,13 +121,53 @@ class Carry:
         }
 
 
+class TakingUp:
+    """A ← A′, B ← ρ·B′ and W ← W − s·ρ·B′A′: may be interrupted at any instruction, and goes on."""
+
+    def __init__(
+        self, carry: Carry, adapter: Adapter, base: Optimizer, merger: Merger, t: int
+    ) -> None:
+        self._carry, self._adapter, self._base, self._merger = carry, adapter, base, merger
+        self._t = t
+        self._out: list[Addition] | None = None
+
+    @torch.no_grad()
+    def go_on(self) -> None:
+        """Begin, or go on where an exception has ended it; at last do nothing."""
+        held = self._carry.held.get(self._adapter.target.name)
+        if held is None:
+            return
+        if self._out is None:
+            self._fill(held)
+            self._out = self._taken_out() if self._carry.share else []
+        for addition in self._out:
+            addition.go_on()
+        self._carry.forget(self._adapter.target)
+
+    def _fill(self, held: _Held) -> None:
+        """Give the adapter the pair, and the base its state."""
+        parameters = self._adapter.parameters
+        device = parameters.A.device  # another one, if the model has been moved
+        factors = held.factors.map(lambda factor: factor.to(device))
+        A = factors.A
+        # Rows of A that no booster has had yet, the rank being lower, are this one's.
+        A = torch.where(A.any(1, keepdim=True), A, parameters.A)
+        values = Pair(A, *(self._carry.share * one for one in factors.grown))
+        for factor, value, state in zip(parameters, values, held.state, strict=True):
+            factor.copy_(value)
+            if state:  # moved, if the model has been
+                self._base.state[factor] = {k: _beside(one, factor) for k, one in state.items()}
+
+    def _taken_out(self) -> list[Addition]:
+        adapter, found = self._adapter, []
+        for weight in adapter.weights:
+            kept = weight.place.local
+            pair = Pair(*(factor.detach().to(kept.device) for factor in adapter.pair))
+            product = Product(*adapter.form.undo(weight, kept, pair, adapter.s))
+            # Stochastic rounding draws by index; booster t's own merge has t.
+            found.append(self._merger.addition(weight, product, -1 - self._t))
+        return found
+
+
 def _beside(value: Any, factor: Tensor) -> Any:  # noqa: ANN401
     return value.to(factor.device) if isinstance(value, Tensor) and value.ndim else value
-
-
-def _take_out(adapter: Adapter, merger: Merger, t: int) -> None:
-    for weight in adapter.weights:
-        kept = weight.place.local
-        pair = Pair(*(factor.detach().to(kept.device) for factor in adapter.pair))
-        # Stochastic rounding draws by index; booster t's own merge has t.
-        merger.merge(weight, *adapter.form.undo(weight, kept, pair, adapter.s), -1 - t)

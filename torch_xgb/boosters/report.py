@@ -58,10 +58,11 @@ class Listeners:
         self._functions[handle.id] = fn
         return handle
 
-    def tell(self, report: MergeReport) -> None:
-        """Call them in the order they were added."""
-        for fn in list(self._functions.values()):
-            fn(report)
+    def tell(self, report: Callable[[], MergeReport | None]) -> None:
+        """Call them in the order they were added; a report that nobody reads is not made."""
+        if self._functions and (told := report()) is not None:
+            for fn in list(self._functions.values()):
+                fn(told)
 
 
 def finite_norms(updates: Updates, t: int) -> dict[str, float]:

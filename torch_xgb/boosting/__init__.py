@@ -1,6 +1,7 @@
 """The boosting of one model: everything put into it, and every change of its weights.
 
-``handle`` is ``optimizer.boosting``, what the optimizer drives and frameworks talk to;
+``handle`` is ``optimizer.boosting``, what the optimizer drives and frameworks talk to; ``turn``
+what happens between two boosters, and ``later`` when that could not be done at once;
 ``checkpoint`` what a run saves and resumes from.
 
 May import every room below. One more verb for frameworks: a public method of ``Boosting``.

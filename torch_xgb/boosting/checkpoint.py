@@ -26,6 +26,7 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     Nothing in it is written to later: a state that is kept in memory stays what it was.
     """
     base = wrapped.optimizer
+    boosting.complete()
     boosting.settle(base)
     entry = {
         "settings": boosting.told(base, Contract.RUN),
@@ -49,6 +50,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
     saved, base = find(state_dict), wrapped.optimizer
     of_base = {key: one for key, one in state_dict.items() if key != ENTRY}
     boosting.entry.compare(saved, boosting.told(base, Contract.RUN))
+    boosting.complete()
     boosting.settle(base)
     check_saved(base, of_base)
     counters = check_counters(saved.get("counters", {}))
@@ -62,7 +64,8 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
         boosting.share_out(base)
         boosting.entry.load_state_dict(resumption, base)
         if resumption.begins:
-            boosting.begin(resumption.progress, resumption.draw, base)
+            boosting.begin(resumption.progress, resumption.draw)
         if writer is not None:  # last: what it drops is gone
             writer.resume(bookmark)
     wrapped.resume(counters)
+    boosting.catch_up_later()

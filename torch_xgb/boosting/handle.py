@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, replace
-from itertools import chain
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +22,11 @@ from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.forms import form
 from torch_xgb.boosters.recompute import Recompute
-from torch_xgb.boosters.report import MergeReport, finite_norms
+from torch_xgb.boosters.report import Listeners
 from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
+from torch_xgb.boosting.later import Later, Taken
+from torch_xgb.boosting.turn import Turn, Turns
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
@@ -63,6 +65,7 @@ class Boosting:
         booster: The factors, and where in the model they are.
         followed: The Parameters trained in full, as the base has them.
         entry: What of it is in a checkpoint.
+        listeners: Those who are told of merges.
         writer: Writes the ledger, if one is kept here.
         attached: Whether anything is in the model.
 
@@ -83,23 +86,23 @@ class Boosting:
         self._form = form(settings.adapter, settings.bias)
         merged = (w for target in self.selection.targets for w in self._form.weights(target))
         self.selection.check_untied(merged)
-        self._start = Start(settings.init, settings.seed)
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
-        self._merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
+        merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
         self._recompute = Recompute(self.model, settings.checkpointing)
         self._carry = None if settings.carry is None else Carry(settings.carry)
         room = self.course.most_L_s, self.course.most_r
         self.booster = Booster(layers, *room, self._form, settings.lora_dropout)
-        self._memory = Memory(self._merger, self._carry)
-        self._pending = Pending(self.booster.every_adapter, self._merger, self._memory)
+        memory, start = Memory(merger, self._carry), Start(settings.init, settings.seed)
+        self._pending = Pending(self.booster.every_adapter, merger, memory)
+        self._turns = Turns(self.booster, start, merger, memory, self._carry, self.course)
+        self.listeners = Listeners()
+        self._taken = Taken(Later(self.model, self), self.listeners)
         self.entry = Entry(self.course, self.booster, self._carry, self._pending, self.selection)
         self.followed = Followed(self.selection)
         recorded, partial = settings.record is not None, settings.unused == "skip"
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
         self.attached = False
-
-    # What is there
 
     @property
     def factors(self) -> list[nn.Parameter]:
@@ -133,8 +136,6 @@ class Boosting:
                 f"{call} after finalize(): the model is plain again; build a new optimizer"
             )
 
-    # From the first booster to the last
-
     def agree(self, base: Optimizer) -> None:
         """Raise a ValueError in every process if settings, the first draw or weights differ."""
         group = self._sharding.group
@@ -149,8 +150,9 @@ class Boosting:
             group,
         )
 
-    def enter(self, base: Optimizer) -> None:
+    def enter(self, wrapped: Wrapped) -> None:
         """Put everything into the model and begin the first booster; or leave it as it was."""
+        self._wrapped = wrapped
         self.writer = writer(self.model, self.settings, self.selection, self._form)
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         try:
@@ -160,20 +162,16 @@ class Boosting:
             self.followed.attach()
             self._recompute.attach()
             self._sharding.attach()
-            self.begin(self.course.progress, self.course.draw, base)
+            self.begin(self.course.progress, self.course.draw)
         except BaseException:
             self.leave()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             raise
 
-    def begin(self, progress: Progress, draw: Draw, base: Optimizer) -> None:
+    def begin(self, progress: Progress, draw: Draw) -> None:
         """Begin a booster: the layers drawn, with fresh pairs, or those they had last."""
-        t = progress.booster_index
-        self.booster.bind(draw.layers, draw.r, draw.s)
-        self._start.begin(self.booster, t)
-        self._memory.begin(self.booster.active, base, t)
-        self.course.begin(progress, draw)
+        Turn(self._turns.beginning(progress, draw, self._wrapped)).go_on()
 
     def before_step(self, base: Optimizer) -> None:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
@@ -198,48 +196,58 @@ class Boosting:
         """
         ready = self._gradients.prepare(self.booster.named, others)
         if ready and self.course.progress.booster_step == 0:
-            self._start.first_step(self.booster, self.course.progress.booster_index)
+            self._turns.start.first_step(self.booster, self.course.progress.booster_index)
         return ready
 
-    def stepped(self) -> bool:
-        """Count a step; return whether the active booster ends with it."""
+    def stepped(self) -> None:
+        """Count a step; merge the active booster if it ends with it."""
         self._pending.stepped()
-        return self.course.stepped()
+        try:
+            if self.course.stepped():
+                self.merge()
+        except BaseException:
+            self.catch_up_later()
+            raise
 
-    def merge(self, base: Optimizer) -> MergeReport:
-        """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
-        self.settle(base)
-        self._memory.look(self.booster.active)
-        draw, (t, steps, _) = self.course.draw, astuple(self.course.progress)
-        updates = {a.target.name: a.updates(draw.alpha) for a in self.booster.active}
-        norms = finite_norms(updates, t)
-        report = MergeReport(t, self.booster.active_layers, steps, draw.r, norms, {})
-        if self.writer is not None:
-            self.writer.write(report, chain.from_iterable(updates.values()))
-        lost = {
-            name: [self._merger.merge(weight, *update, t) for weight, update in pairs][0]
-            for name, pairs in updates.items()
-        }
-        self._memory.note(self.booster.active)
-        return replace(report, lost={n: share for n, share in lost.items() if share is not None})
+    def merge(self) -> None:
+        """Merge the active booster (Eq. 8), forget it, draw the next and begin it.
 
-    def forget(self, wrapped: Wrapped) -> None:
-        """Drop the base's state of a booster that was merged, but for what ``carry`` keeps."""
-        if self._carry is not None:
-            self._carry.put_down(self.booster.active, wrapped.optimizer)
-        wrapped.forget(counters=self._carry is None)
+        Whatever interrupts that, the model computes what it did, and the rest is done later.
+        """
+        if not self.complete():
+            self.settle(self._wrapped.optimizer)
+            self._taken.take(partial(self._turns.next, self._wrapped, self.writer))
 
-    def finish(self, wrapped: Wrapped, *, merged: bool, dropped: bool) -> None:
+    def finish(self, *, merged: bool, dropped: bool) -> None:
         """Take everything off the model; a run that resumes begins the next booster.
 
         That is the active one if it was not merged, be it untrained or dropped.
         """
-        if dropped or not (merged or self.course.progress.booster_index):
-            wrapped.forget()
-        else:
-            self.forget(wrapped)
-        self.course.leave(merged)
-        self.leave()
+        self.settle(self._wrapped.optimizer)
+        last = partial(self._turns.last, self._wrapped, self.writer, self.leave)
+        self._taken.take(partial(last, merged=merged, dropped=dropped))
+
+    def complete(self) -> bool:
+        """Do the rest of what an exception has interrupted; return whether there was any."""
+        return self._taken.complete()
+
+    def catch_up(self, always: bool = True) -> bool:
+        """Do the rest of a turn, or one that is due, the latter ``always`` or just in training.
+
+        Returns:
+            Whether there was any.
+        """
+        if self.complete():
+            return True
+        if self.course.due and (always or (self.model.training and torch.is_grad_enabled())):
+            self.merge()
+            return True
+        return False
+
+    def catch_up_later(self) -> None:
+        """Catch up before the model is called again."""
+        if self.course.due:
+            self._taken.later.wait()
 
     def leave(self) -> None:
         """Take everything off the model."""
@@ -248,11 +256,10 @@ class Boosting:
         self.booster.detach()
         self._recompute.detach()
         self._sharding.detach()
+        self._taken.later.stop()
         if self.writer is not None:
             self.writer.close()
         self.attached = False
-
-    # For frameworks
 
     def set_apart(self, device: torch.device | None = None) -> None:
         """Move the factors out of the model, where somebody would take or shard what he finds."""
@@ -266,9 +273,7 @@ class Boosting:
 
     def average(self) -> None:
         """Average the factors' gradients now, over the processes that ``average_when`` named."""
-        if self._sharding.averager is None:
-            raise RuntimeError("average_when(due, group) says over which processes to average")
-        self._sharding.averager.average()
+        self._sharding.average_now()
 
     def check_gradients(self, *, skip: bool = False) -> bool:
         """Check the factors' gradients, adding nothing to them.

@@ -11,6 +11,7 @@ __all__ = ["as_bits", "as_matrix", "row_chunks", "widest"]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 22  # entries widened at a time: 16 MB of float32
+_CPU_CHUNK = 1 << 17  # what stays in a core's own cache
 
 
 def as_matrix(stored: Tensor, transposed: bool = False) -> Tensor:
@@ -27,7 +28,8 @@ def widest(device: torch.device) -> torch.dtype:
 
 def row_chunks(W: Tensor) -> Iterator[slice]:
     """Cut the rows of a matrix into pieces that fit a small temporary."""
-    step = max(1, _CHUNK // max(1, W.shape[1]))
+    entries = _CPU_CHUNK if W.device.type == "cpu" else _CHUNK
+    step = max(1, entries // max(1, W.shape[1]))
     return (slice(start, start + step) for start in range(0, W.shape[0], step))
 
 

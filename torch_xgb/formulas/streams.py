@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["by", "stream"]
+__all__ = ["Field", "by", "stream"]
 
 
 def stream(
     seed: int, booster_index: int, purpose: str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """Return a fresh generator that depends on its arguments alone; no global one is touched."""
-    digest = hashlib.blake2b(f"{seed}/{booster_index}/{purpose}".encode(), digest_size=8).digest()
+    digest = _digest(seed, booster_index, purpose)
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
@@ -24,3 +26,55 @@ def by(generator: torch.Generator) -> dict[str, Any]:
     The default device is the user's to set.
     """
     return {"generator": generator, "device": generator.device}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A random number for every entry of a matrix, without a generator.
+
+    A hash of integers, pure in what it is for, the row and the column: the same on every device,
+    and for every part of the matrix, whoever keeps it.
+
+    Args:
+        of_rows: A number that rows are told apart by.
+        of_columns: One for columns.
+    """
+
+    of_rows: int
+    of_columns: int
+
+    @classmethod
+    def of(cls, seed: int, booster_index: int, purpose: str) -> Field:
+        """Return the numbers of a seed and a booster for one purpose."""
+        digest = _digest(seed, booster_index, purpose)
+        return cls(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+
+    def bits(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
+        """Return int32 numbers of shape (rows, columns); of each the upper bits are good ones."""
+        mixed = _keys(self.of_rows, rows, device).unsqueeze(1) ^ _keys(
+            self.of_columns, columns, device
+        )
+        mixed.mul_(_FIRST)
+        mixed ^= mixed >> 15
+        return mixed.mul_(_SECOND)
+
+
+# Multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions",
+# 2018), as signed numbers: integers of torch wrap around.
+_FIRST = 0x7FEB352D
+_SECOND = 0x846CA68B - (1 << 32)
+
+
+def _keys(key: int, positions: slice, device: torch.device) -> Tensor:
+    """Return a well-mixed int32 number of every position."""
+    counted = torch.arange(positions.start, positions.stop, dtype=torch.int64, device=device)
+    keys = counted + key
+    keys = (keys ^ (keys >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+    keys = (keys ^ (keys >> 15)) * 0x846CA68B & 0xFFFFFFFF
+    keys = keys ^ (keys >> 16)
+    return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32)
+
+
+def _digest(seed: int, booster_index: int, purpose: str) -> bytes:
+    name = f"{seed}/{booster_index}/{purpose}"
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -177,5 +177,15 @@ class Sharding:
         """
         self.averager = Averager(self.booster.factors, self._lent, group, due, self.partial)
 
+    def average_now(self) -> None:
+        """Average the factors' gradients.
+
+        Raises:
+            RuntimeError: If nobody has said over which processes.
+        """
+        if self.averager is None:
+            raise RuntimeError("average_when(due, group) says over which processes to average")
+        self.averager.average()
+
     def _lent(self) -> list[nn.Parameter]:
         return self.booster.lent

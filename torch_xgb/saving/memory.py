@@ -8,13 +8,12 @@ in place. What belongs to values that are gone is dropped; what they had is give
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.carry import Carry
@@ -83,13 +82,6 @@ class Memory:
         differs = torch.stack([flag for _, flag in found]).tolist() if found else []
         return [weight for (weight, _), other in zip(found, differs, strict=True) if other]
 
-    def begin(self, drawn: Sequence[Adapter], base: Optimizer, t: int) -> None:
-        """Have booster t's targets take up what they carry, of weights that are still theirs."""
-        if self.carry is not None:
-            self.look(drawn)
-            self.carry.take_up(drawn, base, self.merger, t)
-        self.note(drawn, anew=self.carry is not None)
-
     def look(self, adapters: Iterable[Adapter]) -> None:
         """Drop what belongs to other values of the weights than they have, and say so once."""
         self._aside.clear()
@@ -111,7 +103,7 @@ class Memory:
                 "model's weights (a state_dict's, an average), the booster in it now counts twice: "
                 "put such weights in with model.load_state_dict(...), or for a while inside "
                 "optimizer.boosting.folded_in()",
-                stacklevel=4,
+                stacklevel=6,
             )
 
     def stepped(self) -> None:

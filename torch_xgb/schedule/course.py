@@ -30,6 +30,7 @@ class Course:
     Attributes:
         progress: How far the boosting is.
         draw: What the active booster is.
+        due: Whether the active booster has ended, and is not merged yet.
         policy: What watches the loss, if ``kappa`` is such a thing.
         most_r: The highest rank room is to be made for.
         most_L_s: The largest number of layers room is to be made for.
@@ -46,7 +47,10 @@ class Course:
         self.most_r, self.most_L_s = self._draws.most_r, self._draws.most_L_s
         self.progress, self.draw = Progress(), self._draws.booster(0)
         self._first = self.draw
+        self.due = False
         self._after: Progress | None = None
+        self._last: Progress | None = None  # begun last, and what the policy was before
+        self._of_last: dict[str, Any] = {}
         self._rates = RateFactors(settings.rewarmup_steps, settings.rank_lr_exponent, self.draw.r)
 
     @property
@@ -67,9 +71,10 @@ class Course:
         return self._rates(self.progress, self.draw.r)
 
     def stepped(self) -> bool:
-        """Count a step; return whether the active booster ends with it."""
+        """Count a step; return whether the active booster ends with it, and so is due."""
         self.progress = self.progress.stepped()
-        return self._ends(self.progress)
+        self.due = self._ends(self.progress)
+        return self.due
 
     def following(self) -> tuple[Progress, Draw]:
         """Return what follows the active booster, changing nothing.
@@ -82,10 +87,15 @@ class Course:
         return progress, self._draws.booster(progress.booster_index)
 
     def begin(self, progress: Progress, draw: Draw) -> None:
-        """Begin a booster."""
-        self.progress, self.draw = progress, draw
+        """Begin a booster; done again, it does the same."""
         if self.policy is not None:
+            if self._last is progress:
+                self.policy.load_state_dict(copy.deepcopy(self._of_last))
+            else:
+                self._of_last = copy.deepcopy(self.policy.state_dict())
+                self._last = progress
             self.policy.begin()
+        self.progress, self.draw, self.due = progress, draw, False
 
     def observe(self, loss: float | Tensor) -> None:
         """Show a step's loss, averaged over all processes, to the policy, if there is one."""
@@ -100,12 +110,14 @@ class Course:
         """
         t, steps, total = astuple(self.progress)
         self._after = self.progress.next() if merged else Progress(t, 0, total - steps)
+        self.due = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, draw and the policy's state; no draw where a booster is to begin."""
         policy = None if self.policy is None else self.policy.state_dict()
         active = asdict(self.draw) if self._after is None else None
-        return {**asdict(self._after or self.progress), "active": active, "policy": policy}
+        progress = asdict(self._after or self.progress)
+        return {**progress, "due": self.due, "active": active, "policy": policy}
 
     def check(self, state: Mapping[str, Any]) -> tuple[Progress, Draw]:
         """Return where a state's run stands, changing nothing.
@@ -135,6 +147,7 @@ class Course:
         if self.policy is not None:
             self.policy.load_state_dict(copy.deepcopy(state["policy"]))
         self.progress, self.draw = progress, draw
+        self.due = bool(state.get("due"))  # earlier versions had no such thing
 
     def _check_policy(self, state: object) -> None:
         """Have a copy of the policy try a state.

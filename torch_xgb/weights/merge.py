@@ -14,23 +14,23 @@ of one a merge; an entry that does not change is not rounded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from torch_xgb.checks import device, one_of
-from torch_xgb.formulas.entries import row_chunks, widest
-from torch_xgb.formulas.rounding import round_stochastically, round_to_nearest
-from torch_xgb.formulas.streams import stream
+from torch_xgb.formulas.entries import widest
+from torch_xgb.formulas.streams import Field
+from torch_xgb.weights.addition import Addition
+from torch_xgb.weights.places import chunks
+from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["MERGE_PRECISIONS", "Merger", "add_product", "carries_over"]
 
 MERGE_PRECISIONS = ("auto", "nearest", "stochastic", "residual")
-
-_MARGIN = 1 / 128  # more than a residual of 8 bits loses: a value merged and taken back returns
 
 
 @dataclass(eq=False)
@@ -62,7 +62,6 @@ class Merger:
         if self.residual_device is not None:
             self.residual_device = device("residual_device", self.residual_device)
 
-    @torch.no_grad()
     def merge(
         self, weight: Weight, left: Tensor, right: Tensor, scale: float, booster_index: int
     ) -> float | None:
@@ -76,39 +75,25 @@ class Merger:
             booster_index: t, which "stochastic" draws new numbers for.
 
         Returns:
-            The share of the update lost to rounding, 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩, what a residual
-            carries over counted as kept; None where it was not measured, in float32 and float64.
-            Of a sharded weight that of the part kept here: a merge communicates nothing.
+            The share of the update lost to rounding, as of ``Addition.sums``; None where it was not
+            measured, in float32 and float64.
         """
-        place = weight.place
-        W = place.local
+        addition = self.addition(weight, Product(left, right, scale), booster_index)
+        addition.go_on()
+        return lost_share(addition.sums.tolist()) if addition.measured else None
+
+    def addition(self, weight: Weight, product: Product, booster_index: int) -> Addition:
+        """Return what adds a product to a weight once it is told to, for booster t."""
+        W = weight.place.local
         precision = self._precision(W)
-        pieces = weight.pieces()
-        if weight.transposed:
-            pieces, left, right = [piece.T for piece in pieces], right.T, left.T
-        if precision == "nearest" and W.dtype in (torch.float32, torch.float64):
-            left, right = left.to(W), right.to(W)
-            for piece in pieces:
-                piece.values.addmm_(left[piece.rows], right[:, piece.columns], alpha=scale)
-            place.changed()
-            return None
-        wide = torch.float32 if W.element_size() < 4 else widest(W.device)
-        left, right = left.to(W.device, wide), right.to(W.device, wide)
-        residuals = place.pieces(self._residual(weight.name, W)) if precision == "residual" else ()
-        sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
-        for i, piece in enumerate(pieces):
-            # Shards of a weight draw numbers of their own, its replicas the same.
-            corner = f"@{a},{b}" if (a := piece.rows.start) | (b := piece.columns.start) else ""
-            rounding = self._rounding(precision, W, weight.name + corner, booster_index)
-            L, R = left[piece.rows], right[:, piece.columns]
-            E = residuals[i].values if residuals else None
-            for rows in row_chunks(piece.values):
-                delta = (L[rows] @ R).mul_(scale)
-                kept = _merge_rows(piece.values[rows], delta, E if E is None else E[rows], rounding)
-                sums += torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
-        place.changed()
-        kept_share, whole = sums.tolist()
-        return 1 - kept_share / whole if whole else 0.0
+        bits = None
+        if precision == "stochastic":
+            bits = Field.of(self.seed, booster_index, f"rounding/{weight.name}")
+        elif precision == "residual":
+            bits = Field.of(self.seed, 0, f"thresholds/{weight.name}")
+        left_over = precision == "residual" or weight.name in self.residuals
+        residual = self._residual(weight.name, W) if left_over else None
+        return Addition(weight, product, precision, bits, residual, self.forget)
 
     def forget(self, weight: Weight) -> None:
         """Drop a weight's residual: other values have been put into the weight."""
@@ -141,6 +126,8 @@ class Merger:
         self.residuals = residuals
 
     def _precision(self, W: Tensor) -> str:
+        if W.dtype == widest(W.device):  # nothing is wider that a sum could be rounded from
+            return "nearest"
         if self.precision != "auto":
             return self.precision
         return "residual" if carries_over(self.precision, W.element_size()) else "nearest"
@@ -153,19 +140,16 @@ class Merger:
         self._saved.discard(name)
         return self.residuals[name]
 
-    def _rounding(self, precision: str, W: Tensor, name: str, booster_index: int) -> Rounding:
-        if precision == "nearest":
-            return round_to_nearest
-        if precision == "stochastic":
-            generator = stream(self.seed, booster_index, f"rounding/{name}", W.device)
-            return lambda exact, dtype: round_stochastically(exact, dtype, generator)
-        thresholds = stream(self.seed, 0, f"thresholds/{name}", W.device)
-        return lambda exact, dtype: round_stochastically(exact, dtype, thresholds, _MARGIN)
-
 
 def carries_over(precision: str, itemsize: int) -> bool:
     """Tell whether merges keep a residual of a weight of so many bytes an entry."""
-    return precision == "residual" or (precision == "auto" and itemsize < 4)
+    return itemsize < 8 and (precision == "residual" or (precision == "auto" and itemsize < 4))
+
+
+def lost_share(sums: Iterable[float]) -> float:
+    """Return 1 − ⟨kept, ΔW⟩ / ⟨ΔW, ΔW⟩ of the two products."""
+    kept, whole = sums
+    return 1 - kept / whole if whole else 0.0
 
 
 def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -178,31 +162,9 @@ def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale
         right: Shape ``(r, in)``.
         scale: A factor of the product.
     """
-    wide = widest(kept.device)
-    left, right = left.to(kept.device, wide), right.to(kept.device, wide)
+    product = Product(left, right, scale).to(kept.device, widest(kept.device))
     result = kept.clone()
     for piece in weight.pieces(result):
-        L, R = left[piece.rows], right[:, piece.columns]
-        for i in row_chunks(piece.values):
-            piece.values[i] = (L[i] @ R).mul_(scale) + piece.values[i]
+        for part in chunks(piece):
+            part.values.copy_(product.part(part) + part.values)
     return result
-
-
-Rounding = Callable[[Tensor, torch.dtype], Tensor]
-
-
-def _merge_rows(W: Tensor, delta: Tensor, E: Tensor | None, rounding: Rounding) -> Tensor:
-    """Add delta and the residual E to rows of W; return what of delta W and E keep together."""
-    before = W.to(delta.dtype)
-    exact = before + delta
-    if E is not None:
-        carried = E.to(delta)
-        exact += carried
-        before += carried
-    rounded = rounding(exact, W.dtype)
-    W.copy_(rounded)
-    kept = rounded.to(delta.dtype).sub_(before)
-    if E is not None:
-        E.copy_(exact.sub_(rounded))
-        kept += E.to(delta)
-    return kept

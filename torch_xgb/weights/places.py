@@ -7,13 +7,13 @@ of sharing out is small, and is all a ``Place`` knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from torch_xgb.formulas.entries import as_matrix
+from torch_xgb.formulas.entries import as_matrix, row_chunks
 from torch_xgb.weights.dtensors import whole
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "Piece",
     "Place",
     "Whole",
+    "chunks",
     "flat_pieces",
     "is_plain",
     "place_of",
@@ -114,6 +115,14 @@ class Whole:
 def whole_piece(matrix: Tensor) -> Piece:
     """Return a matrix as the one piece it is."""
     return Piece(slice(0, matrix.shape[0]), slice(0, matrix.shape[1]), matrix)
+
+
+def chunks(piece: Piece) -> Iterator[Piece]:
+    """Cut a piece into some of few rows, which fit a small temporary."""
+    for rows in row_chunks(piece.values):
+        values = piece.values[rows]
+        start = piece.rows.start + rows.start
+        yield Piece(slice(start, start + len(values)), piece.columns, values)
 
 
 def flat_pieces(kept: Tensor, shape: Sequence[int], start: int) -> list[Piece]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from torch_xgb.formulas.entries import widest
 from torch_xgb.processes import total
-from torch_xgb.weights.places import Piece, Place, place_of
+from torch_xgb.weights.places import Piece, Place, chunks, place_of
 
 __all__ = ["Weight"]
 
@@ -70,7 +71,9 @@ class Weight:
             kept: As of ``pieces``.
         """
         place = self.place
-        u = A.new_zeros(len(A), self.shape[1])
+        wide = A.to(widest(A.device))  # whose products no setting rounds
+        u = wide.new_zeros(len(A), self.shape[1])
         for piece in self.pieces(kept):
-            u[:, piece.columns] += A[:, piece.rows] @ piece.values.to(A)
-        return total([(u, place.group)])[0]
+            for part in chunks(piece):
+                u[:, part.columns] += wide[:, part.rows] @ part.values.to(wide)
+        return total([(u, place.group)])[0].to(A)

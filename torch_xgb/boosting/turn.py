@@ -1,0 +1,194 @@
+"""From one booster to the next, by deeds each of which may be interrupted and done again.
+
+An exception, a signal or a full disk may end a turn at any instruction. What of it was done is
+known then, so that whoever goes on does the rest, and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.boosters.adapter import Adapter
+from torch_xgb.boosters.booster import Booster
+from torch_xgb.boosters.carry import Carry, Lot
+from torch_xgb.boosters.report import MergeReport, finite_norms
+from torch_xgb.boosters.starts import Start
+from torch_xgb.ledger.writer import Writer
+from torch_xgb.saving.memory import Memory
+from torch_xgb.schedule.boundaries import Progress
+from torch_xgb.schedule.course import Course
+from torch_xgb.schedule.draws import Draw
+from torch_xgb.weights.addition import Addition
+from torch_xgb.weights.merge import Merger, lost_share
+from torch_xgb.weights.product import Product
+
+__all__ = ["Turn", "Turns"]
+
+Deed = Callable[[], object]
+Additions = Mapping[str, Sequence[Addition]]  # of each target, its weight's first
+
+
+@dataclass(eq=False)
+class Turn:
+    """A list of deeds, and how many of them are done.
+
+    Args:
+        deeds: What is to be done, in order; each does nothing, or the same, when it is done again.
+        harmless: How many of the first change neither weights nor pairs.
+        merged: What is said of the booster that is merged, if one is.
+        additions: What is merged.
+
+    Attributes:
+        done: How many are done.
+    """
+
+    deeds: Sequence[Deed]
+    harmless: int = 0
+    merged: MergeReport | None = None
+    additions: Additions = field(default_factory=dict)
+    done: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is done."""
+        return self.done == len(self.deeds)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether weights or pairs may have been changed, so that the rest must follow."""
+        return self.done >= self.harmless
+
+    @torch.no_grad()
+    def go_on(self) -> None:
+        """Do what is not done."""
+        while not self.is_over:
+            self.deeds[self.done]()
+            self.done += 1
+
+    def report(self) -> MergeReport | None:
+        """Return what was merged, with what rounding has lost: waits for the device once."""
+        measured = {n: one[0].sums for n, one in self.additions.items() if one[0].measured}
+        if self.merged is None or not measured:
+            return self.merged
+        sums = torch.stack(list(measured.values())).tolist()
+        lost = {name: lost_share(one) for name, one in zip(measured, sums, strict=True)}
+        return replace(self.merged, lost=lost)
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """What a run's turns are made of, and go by: merge (Eq. 8), forget, draw, start afresh."""
+
+    booster: Booster
+    start: Start
+    merger: Merger
+    memory: Memory
+    carry: Carry | None
+    course: Course
+
+    def first(self, wrapped: Wrapped) -> Turn:
+        """Return what begins a run."""
+        return Turn(self.beginning(self.course.progress, self.course.draw, wrapped))
+
+    def beginning(self, progress: Progress, draw: Draw, wrapped: Wrapped) -> list[Deed]:
+        """Return what begins a booster: the layers drawn, with fresh pairs, or those they had."""
+        adapters = self.booster.of(draw.layers)
+        t = progress.booster_index
+
+        def fresh() -> None:
+            self.booster.bind(draw.layers, draw.r, draw.s)
+            self.start.begin(self.booster, t)
+
+        deeds: list[Deed] = [fresh]
+        if self.carry is not None:
+            deeds.append(lambda: self.memory.look(adapters))
+            for adapter in adapters:
+                up = self.carry.taking_up(adapter, wrapped.optimizer, self.merger, t)
+                deeds.append(up.go_on)
+        deeds.append(lambda: self.memory.note(adapters, anew=self.carry is not None))
+        deeds.append(lambda: self.course.begin(progress, draw))
+        return deeds
+
+    def next(self, wrapped: Wrapped, writer: Writer | None) -> Turn:
+        """Return what merges the active booster, forgets it, and begins the next.
+
+        Raises:
+            RuntimeError: If the active booster is not finite.
+        """
+        following = self.course.following()
+        turn, lots = self._merging(writer)
+        deeds = [*turn.deeds, *self._forgetting(lots, wrapped)]
+        return replace(turn, deeds=[*deeds, *self.beginning(*following, wrapped)])
+
+    def last(
+        self, wrapped: Wrapped, writer: Writer | None, leave: Deed, *, merged: bool, dropped: bool
+    ) -> Turn:
+        """Return what ends a run; one that resumes begins the next booster.
+
+        Args:
+            wrapped: The base.
+            writer: Writes the ledger, if one is kept here.
+            leave: Takes everything off the model.
+            merged: Whether the active booster is to be merged; else it begins over then.
+            dropped: Whether it was trained for nothing.
+
+        Raises:
+            RuntimeError: If the active booster is to be merged, and not finite.
+        """
+        turn, lots = self._merging(writer) if merged else (Turn([]), self._lots())
+        afresh = dropped or not (merged or self.course.progress.booster_index)
+        forget = [wrapped.forget] if afresh else self._forgetting(lots, wrapped)
+        left: list[Deed] = [*forget, lambda: self.course.leave(merged), leave]
+        return replace(turn, deeds=[*turn.deeds, *left])
+
+    def _lots(self) -> list[Lot]:
+        return [(adapter, adapter.parameters) for adapter in self.booster.active]
+
+    def _merging(self, writer: Writer | None) -> tuple[Turn, list[Lot]]:
+        """Return what merges the active booster: W ← W + α_t·s·B A."""
+        lots, draw, progress = self._lots(), self.course.draw, self.course.progress
+        t, adapters = progress.booster_index, [adapter for adapter, _ in lots]
+        self.memory.look(adapters)
+        updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
+        norms = finite_norms(updates, t)
+        layers = self.booster.active_layers
+        report = MergeReport(t, layers, progress.booster_step, draw.r, norms, {})
+        additions = {
+            name: [self.merger.addition(weight, Product(*update), t) for weight, update in pairs]
+            for name, pairs in updates.items()
+        }
+        deeds: list[Deed] = []
+        if writer is not None:
+            flat = [pair for pairs in updates.values() for pair in pairs]
+            deeds.append(lambda: writer.write(report, flat))
+        harmless = len(deeds)
+        deeds += [_Merge(adapter, additions[adapter.target.name]) for adapter in adapters]
+        deeds.append(lambda: self.memory.note(adapters))
+        return Turn(deeds, harmless, report, additions), lots
+
+    def _forgetting(self, lots: Sequence[Lot], wrapped: Wrapped) -> list[Deed]:
+        """Return what drops the base's state of a booster, but for what ``carry`` keeps."""
+        carry = self.carry
+        if carry is None:
+            return [wrapped.forget]
+        return [
+            lambda: carry.put_down(lots, wrapped.optimizer),
+            lambda: wrapped.forget(counters=False),
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Merge:
+    """Merges a target's pair into its weights, and takes it out of the forward pass."""
+
+    adapter: Adapter
+    additions: Sequence[Addition]
+
+    def __call__(self) -> None:
+        for addition in self.additions:
+            addition.go_on()
+        self.adapter.give_back()

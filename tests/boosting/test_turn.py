@@ -276,3 +276,30 @@ def test_copies_of_a_model_with_a_merge_to_come_are_plain(monkeypatch: pytest.Mo
     assert optimizer.booster_index == 0
     model(batch(0, model))
     assert optimizer.booster_index == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "message"),
+    [
+        (torch.float16, 7e4, "beyond float16's range"),
+        (torch.float32, 1e38, "not finite"),
+        (torch.bfloat16, float("nan"), "not finite"),
+    ],
+    ids=str,
+)
+def test_an_update_that_a_weight_cannot_hold_is_refused(
+    dtype: torch.dtype, size: float, message: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)]).to(dtype)
+    start = flat(model).clone()
+    optimizer = BoostedLowRankOptimizer(SGD, model, kappa=4, lr=0.1)
+    train(model, optimizer, range(1))
+    with torch.no_grad():
+        A, B = next(iter(optimizer.active_factors.values()))
+        A.fill_(1.0)
+        B[0] = size
+    for call in (optimizer.merge, optimizer.finalize):
+        with pytest.raises(RuntimeError, match=f"{message}.*unharmed"):
+            call()
+    assert torch.equal(flat(optimizer.finalize(discard=True)), start)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 from torch.utils.hooks import RemovableHandle
 
@@ -14,6 +13,8 @@ from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Listeners", "MergeReport", "finite_norms"]
+
+_LARGEST = 1e37  # a weight of 32 bits could not hold an entry as large as ten of these
 
 Updates = Mapping[str, list[tuple[Weight, Update]]]  # of each target, its weight's first
 
@@ -72,7 +73,7 @@ def finite_norms(updates: Updates, t: int) -> dict[str, float]:
         RuntimeError: If an update is not finite.
     """
     found = frobenius_norms([u for pairs in updates.values() for _, u in pairs]).tolist()
-    if not all(map(isfinite, found)):
+    if not all(norm < _LARGEST for norm in found):  # a NaN is not
         raise RuntimeError(
             f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "
             "the learning rate or clip the gradients; finalize(discard=True) drops the booster"

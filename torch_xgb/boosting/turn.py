@@ -161,6 +161,7 @@ class Turns:
             name: [self.merger.addition(weight, Product(*update), t) for weight, update in pairs]
             for name, pairs in updates.items()
         }
+        _require_room(additions, t)
         deeds: list[Deed] = []
         if writer is not None:
             flat = [pair for pairs in updates.values() for pair in pairs]
@@ -179,6 +180,24 @@ class Turns:
             lambda: carry.put_down(lots, wrapped.optimizer),
             lambda: wrapped.forget(counters=False),
         ]
+
+
+def _require_room(additions: Additions, t: int) -> None:
+    """Refuse an update that a weight's dtype cannot hold.
+
+    Raises:
+        RuntimeError: If there is one. Nothing is changed.
+    """
+    asked = [one for several in additions.values() for one in several]
+    flags = [(one, flag) for one in asked if (flag := one.overflows()) is not None]
+    beyond = torch.stack([flag for _, flag in flags]).tolist() if flags else []
+    if any(beyond):
+        name = flags[beyond.index(True)][0].weight.name
+        raise RuntimeError(
+            f"booster {t} takes {sum(beyond)} weights, first {name!r}, beyond float16's range and "
+            "was not merged; the weights are unharmed. Lower the learning rate, or train in "
+            "bfloat16 or float32; finalize(discard=True) drops the booster"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,17 @@ class Addition:
         return self._state.sums
 
     @torch.no_grad()
+    def overflows(self) -> Tensor | None:
+        """Return whether the sum is beyond float16's range; None of a dtype of a wider one."""
+        if self.weight.parameter.dtype != torch.float16:
+            return None
+        beyond = torch.zeros((), dtype=torch.bool, device=self.sums.device)
+        for W, _ in self._chunks():
+            exact = self._product.part(W).add_(W.values)
+            beyond |= (exact.abs_() > torch.finfo(torch.float16).max).any()
+        return beyond
+
+    @torch.no_grad()
     def go_on(self) -> None:
         """Begin, or go on where an exception has ended it; at last do nothing."""
         place = self.weight.place

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.base.followed import Followed
@@ -178,7 +178,8 @@ class Boosting:
     def before_step(self, base: Optimizer) -> None:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
-        self._sharding.before_step(base)
+        if self._sharding.before_step(base):
+            self.agree(base)
         if self.writer is not None and not (
             self.course.progress.booster_step and self.writer.ready
         ):
@@ -196,10 +197,15 @@ class Boosting:
         Raises:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
+        self._sharding.look_at_gradients(others)
         ready = self._gradients.prepare(self.booster.named, others)
         if ready and self.course.progress.booster_step == 0:
             self._start.first_step(self.booster, self.course.progress.booster_index)
         return ready
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Show a step's loss to the policy, averaged over the processes that train the model."""
+        self.course.observe(loss, self._sharding.group)
 
     def stepped(self) -> bool:
         """Count a step; return whether the active booster ends with it."""

@@ -33,42 +33,24 @@ class Holder(nn.Module):
         return self.inner(x)
 
 
-def uneven(kind: str) -> nn.Module:
-    """Three blocks of which one has other shapes."""
-    model = stack(3)
-    if kind == "shapes":
-        wide = model.blocks[1]
-        for name, module in list(wide.named_children()):
-            if isinstance(module, nn.Linear) and name == "query":
-                wide.query = nn.Sequential(
-                    nn.Linear(module.in_features, 5, dtype=torch.float64),
-                    nn.Linear(5, module.out_features, dtype=torch.float64),
-                )
-    return model
-
-
-UNEVEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "shapes": ("shapes", {"layers_per_booster": 1, "layer_sampler": "cyclic"}),
-    "fewer": ("alike", {"layers_per_booster": [3, 1, 2]}),
-    "fewer-decayed": ("alike", {"layers_per_booster": [3, 1, 2], "weight_decay": 0.5}),
-    "fewer-checkpointed": ("alike", {"layers_per_booster": [3, 1, 2], "checkpointing": True}),
-    "fewer-direft": ("alike", {"layers_per_booster": [3, 1, 2], "adapter": "direft"}),
-    "head": ("alike", {"modules_to_save": ["head"]}),
+HIDDENS = {"shapes": (10, 4, 10)}  # of each block; else all are alike
+UNEVEN: dict[str, dict[str, Any]] = {
+    "shapes": {"layers_per_booster": 1, "layer_sampler": "cyclic"},
+    "fewer": {"layers_per_booster": [3, 1, 2], "weight_decay": 0.5},
+    "checkpointed": {"layers_per_booster": [3, 1, 2], "checkpointing": True},
+    "direft": {"layers_per_booster": [3, 1, 2], "adapter": "direft"},
+    "head": {"modules_to_save": ["head"]},
 }
 
 
 def _train(
     name: str, order: str, steps: int = 9, before: Callable[[Any], None] = lambda _: None
 ) -> dict[str, Any]:
-    kind, settings = UNEVEN[name]
-    model = uneven(kind)
-    torch.manual_seed(0)
-    if order == "first":
-        wrapped: Any = DistributedDataParallel(model)
-    elif order == "held":
-        wrapped = DistributedDataParallel(Holder(model))
-    before(locals().get("wrapped"))
-    optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS | settings)
+    model = stack(3, hiddens=HIDDENS.get(name, ()))
+    if order != "last":
+        wrapped = DistributedDataParallel(Holder(model) if order == "held" else model)
+        before(wrapped)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS | UNEVEN[name])
     if order == "last":
         wrapped = DistributedDataParallel(model)
     losses, norms = [], []
@@ -108,7 +90,9 @@ def _wrapped_first() -> dict[str, Any]:
     """What else there is about a wrapper that came first."""
     seen: list[int] = []
 
-    def noting(state: object, bucket: Any) -> Any:
+    def noting(
+        state: object, bucket: distributed.GradBucket
+    ) -> torch.futures.Future[torch.Tensor]:
         seen.append(bucket.buffer().numel())
         return fp16_compress_hook(distributed.group.WORLD, bucket)
 

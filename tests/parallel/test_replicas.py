@@ -90,9 +90,7 @@ def _wrapped_first() -> dict[str, Any]:
     """What else there is about a wrapper that came first."""
     seen: list[int] = []
 
-    def noting(
-        state: object, bucket: distributed.GradBucket
-    ) -> torch.futures.Future[torch.Tensor]:
+    def noting(state: object, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         seen.append(bucket.buffer().numel())
         return fp16_compress_hook(distributed.group.WORLD, bucket)
 

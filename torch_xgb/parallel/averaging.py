@@ -78,7 +78,9 @@ class Averager:
         self._ran = True
         if (number := torch._C._current_graph_task_id()) not in self._queued:
             self._queued.add(number)
-            torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._finish, number))
+            torch.autograd.Variable._execution_engine.queue_callback(
+                functools.partial(self._finish, number)
+            )
 
     @torch.no_grad()
     def _finish(self, number: int) -> None:

@@ -64,7 +64,7 @@ def _unlisted(
     """Return a method of the accelerator in which it does not list the optimizer."""
 
     @functools.wraps(call)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         listed = accelerator._optimizers
         accelerator._optimizers = [o for o in listed if getattr(o, "optimizer", None) is not own]
         try:

@@ -305,9 +305,9 @@ class BoostedLowRankOptimizer(Optimizer):
     def observe(self, loss: float | Tensor) -> None:
         """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
 
-        Call it before ``step()``, with the mean over accumulated batches. Over the
-        processes that train the model it is averaged, so that all decide alike. A closure given to ``step()`` is observed by
-        itself.
+        Call it before ``step()``, with the mean over accumulated batches. It is averaged over the
+        processes that train the model, so that all decide alike. A closure given to ``step()`` is
+        observed by itself.
         """
         self.boosting.observe(loss)
 

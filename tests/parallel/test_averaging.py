@@ -41,7 +41,7 @@ def test_a_gradient_that_some_lack_is_averaged_and_one_that_all_lack_stays_missi
 def _raising() -> list[float]:
     """A backward pass that raises on every process, then two that do not."""
     factor = nn.Parameter(torch.ones(()))
-    averager = Averager([factor], lambda: [factor], distributed.group.WORLD, lambda: True)
+    Averager([factor], lambda: [factor], distributed.group.WORLD, lambda: True)
     seen = []
     for broken in (True, False, False):
         loss = factor * (1 + 2 * distributed.get_rank())

@@ -12,6 +12,8 @@ Example:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
@@ -50,8 +52,27 @@ def checkpoint(accelerator: Accelerator, optimizer: Optimizer) -> None:
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     # What accelerate lists as optimizers it saves by Parameter names; what is registered, as it is.
-    accelerator._optimizers = [o for o in accelerator._optimizers if o not in prepared]
+    # For all else, unscaling first of all, it stays listed.
+    accelerator.save_state = _unlisted(accelerator, own, accelerator.save_state)
+    accelerator.load_state = _unlisted(accelerator, own, accelerator.load_state)
     accelerator.register_for_checkpointing(_Whole(own))
+
+
+def _unlisted(
+    accelerator: Accelerator, own: Optimizer, call: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return a method of the accelerator in which it does not list the optimizer."""
+
+    @functools.wraps(call)
+    def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        listed = accelerator._optimizers
+        accelerator._optimizers = [o for o in listed if getattr(o, "optimizer", None) is not own]
+        try:
+            return call(*args, **kwargs)
+        finally:
+            accelerator._optimizers = listed
+
+    return called
 
 
 class _Whole:

@@ -248,6 +248,8 @@ class BoostedLowRankOptimizer(Optimizer):
                 is not finite, in which case nothing is changed.
         """
         self.boosting.require_attached("step()")
+        if self._wrapped.only_fills_state():
+            return None
         if self.boosting.catch_up() and closure is None:
             warnings.warn(_TRAINED_NOTHING, stacklevel=2)
             return None
@@ -299,11 +301,11 @@ class BoostedLowRankOptimizer(Optimizer):
     def observe(self, loss: float | Tensor) -> None:
         """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
 
-        Call it before ``step()``, with the mean over accumulated batches. Over several processes
-        the loss is averaged, so that all decide alike. A closure given to ``step()`` is observed by
-        itself.
+        Call it before ``step()``, with the mean over accumulated batches. It is averaged over the
+        processes that train the model, so that all decide alike. A closure given to ``step()`` is
+        observed by itself.
         """
-        self.boosting.course.observe(loss)
+        self.boosting.observe(loss)
 
     @property
     def converged(self) -> bool:

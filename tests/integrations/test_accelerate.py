@@ -104,6 +104,20 @@ def _train(route: str, folder: str) -> dict[str, Any]:
     return {"losses": losses, "resumed": resumed, "weights": trained, "booster": booster}
 
 
+def _listed(folder: str) -> tuple[bool, bool]:
+    """What accelerate unscales before clipping is what it lists, and it is saved once."""
+    acc = accelerator("fsdp2", 1)
+    *parts, optimizer = prepare(acc)
+    train(acc, parts, slice(0, 1))
+    acc.save_state(folder)
+    named = [path for path in Path(folder).rglob("*") if "optimizer" in path.name]
+    return [o.optimizer for o in acc._optimizers] == [optimizer], not named
+
+
+def test_the_optimizer_stays_listed_for_unscaling(tmp_path: Path) -> None:
+    assert run(_listed, 2, str(tmp_path)) == [(True, True)] * 2
+
+
 @pytest.mark.parametrize("route", ["ddp", "fsdp2"])
 def test_two_processes_do_what_one_does_and_resume(route: str, tmp_path: Path) -> None:
     (alone,) = run(_train, 1, "single", str(tmp_path / "single"))

@@ -1,8 +1,10 @@
 """Gradients averaged at the end of a backward pass, where nobody else does it."""
 
+import math
+
 import pytest
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from processes import run
 from torch_xgb.parallel.averaging import Averager
@@ -34,3 +36,45 @@ def test_a_gradient_that_some_lack_is_averaged_and_one_that_all_lack_stays_missi
     for first, second in run(_routed, 2):
         assert first == [4.0, 1.5, None]
         assert second == [8.0, 3.0, None]
+
+
+def _raising() -> list[float]:
+    """A backward pass that raises on every process, then two that do not."""
+    factor = nn.Parameter(torch.ones(()))
+    Averager([factor], lambda: [factor], distributed.group.WORLD, lambda: True)
+    seen = []
+    for broken in (True, False, False):
+        loss = factor * (1 + 2 * distributed.get_rank())
+        below = torch.ones((), requires_grad=True)
+        if broken:  # after the factor's gradient is there
+            below.register_hook(_raise)
+            loss = loss + 0 * below.mul(1).mul(1)
+        try:
+            loss.backward()
+            seen.append(float(factor.grad))
+        except MemoryError:
+            seen.append(-1.0)
+        factor.grad = None
+    return seen
+
+
+def _raise(_: Tensor) -> Tensor:
+    raise MemoryError
+
+
+def test_a_backward_that_raises_does_not_end_averaging() -> None:
+    assert run(_raising, 2) == [[-1.0, 2.0, 2.0]] * 2
+
+
+def _lacking() -> list[float | None]:
+    """Rank 1 lacks the second gradient, which it may not."""
+    factors = [nn.Parameter(torch.ones(())) for _ in range(2)]
+    Averager(factors, lambda: factors, distributed.group.WORLD, lambda: True)
+    (sum(factors) if distributed.get_rank() == 0 else factors[0] * 1).backward()
+    return [None if f.grad is None else float(f.grad) for f in factors]
+
+
+def test_no_process_goes_on_with_a_gradient_that_another_must_not_lack() -> None:
+    whole, lacking = run(_lacking, 2)
+    assert whole[0] == 1.0 and math.isnan(whole[1])
+    assert lacking == [1.0, None]

@@ -161,6 +161,43 @@ def test_a_merge_communicates_nothing() -> None:
         assert counts == {"nearest": 0, "residual": 0, "stochastic": 0}
 
 
+class Routed(nn.Module):
+    """Blocks of two experts, of which a batch may reach one, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Linear(6, 6, dtype=torch.float64) for _ in range(2)) for _ in range(3)
+        )
+        self.head = nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor, expert: int | None) -> Tensor:
+        for experts in self.blocks if expert is not None else ():
+            x = x + experts[expert](x)
+        return self.head(x)
+
+
+def _routed() -> list[float]:
+    torch.manual_seed(0)
+    model = fully_shard(Routed())
+    settings = {"layers_per_booster": None, "kappa": 9, "unused": "skip", "lr": 0.1}
+    optimizer = BoostedLowRankOptimizer(AdamW, model, modules_to_save=["head"], **settings)
+    rank, seen = distributed.get_rank(), []
+    for expert in (0, None if rank else 0, None if rank else 1):
+        for _ in range(2):  # accumulated
+            x = torch.full((4, 6), 1.0 + rank, dtype=torch.float64, requires_grad=True)
+            model(x, expert).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(sum(f.detach().abs().sum() for f in optimizer.boosting.factors)))
+    return seen
+
+
+def test_a_process_whose_batch_reaches_no_factor_takes_part() -> None:
+    one, other = run(_routed, 2)
+    assert one == other and len(set(one)) == 3
+
+
 def _resume(folder: str, precision: str, dtype: torch.dtype) -> Any:
     """Through torch.distributed.checkpoint, saved inside a booster."""
     data = batches(9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ class GradientPolicy:
         one_of("nonfinite", self.nonfinite, ("error", "skip"))
         one_of("unused", self.unused, ("error", "skip"))
         non_negative("factor_l2", self.factor_l2)
+
+    def looking(self, skip: bool) -> GradientPolicy:
+        """Return a policy like this that adds nothing to gradients.
+
+        Args:
+            skip: Whether one that is not finite skips the step, whatever ``nonfinite`` says.
+        """
+        return replace(self, factor_l2=0.0, nonfinite="skip" if skip else self.nonfinite)
 
     @torch.no_grad()
     def prepare(self, factors: Named, others: Named) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from torch_xgb.base.steps import FreshStart, scaled_lr
+from torch_xgb.base.steps import FreshStart, only_fills_state, scaled_lr
 
 __all__ = ["Wrapped"]
 
@@ -53,6 +53,10 @@ class Wrapped:
         """Run a step of the base with the factors' learning rate multiplied by a factor."""
         with scaled_lr(self.optimizer.param_groups[0], rate):
             return self._fresh_start.watch(self.optimizer, step)
+
+    def only_fills_state(self) -> bool:
+        """Tell a step that is about to train nothing: see ``only_fills_state``."""
+        return only_fills_state(self.optimizer)
 
     @property
     def counters(self) -> dict[str, float | None]:

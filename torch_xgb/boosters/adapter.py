@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Adapter:
         resting: Those that a copy of the model holds merged into its weights, or None.
         r: The rank in use, at most the Parameters' own.
         s: The scaling.
+        idle: Parameters lent to nobody that are to get a gradient, of zeros, beside this pair's.
     """
 
     def __init__(self, target: Target, form: Form, dropout: float, tracing: Tracing) -> None:
@@ -44,6 +46,7 @@ class Adapter:
         self.resting: Pair[nn.Parameter] | None = None
         self.r = 0
         self.s = 1.0
+        self.idle: tuple[nn.Parameter, ...] = ()
         self._handles: list[RemovableHandle] = []
 
     def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
@@ -53,7 +56,7 @@ class Adapter:
 
     def give_back(self) -> None:
         """Give the pair back."""
-        self.bound = None
+        self.bound, self.idle = None, ()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -143,4 +146,18 @@ class Adapter:
         x = args[0] if args else next(iter(kwargs.values()))
         if self.dropout and module.training:
             x = nn.functional.dropout(x, self.dropout)
-        return self.form.forward(y, x, self.pair, self.s)
+        y = self.form.forward(y, x, self.pair, self.s)
+        return _Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
+
+
+class _Beside(torch.autograd.Function):
+    """The identity of y, and gradients of zeros for some Parameters that it does not depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *idle: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(*idle)
+        return y.detach()  # no view: what follows may write into it
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        return (g, *map(torch.zeros_like, ctx.saved_tensors))

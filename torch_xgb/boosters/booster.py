@@ -67,11 +67,18 @@ class Booster:
         self._freeze = Freeze()
         self._nesting: list[nn.TransformerEncoder] = []
         self._static = False
+        self._ties = False
 
     @property
     def lent(self) -> list[nn.Parameter]:
         """The factor Parameters that the active booster uses."""
         return [factor for _, factor in self.named]
+
+    @property
+    def idle(self) -> list[nn.Parameter]:
+        """Those that it does not use, having fewer layers or others than there is room for."""
+        lent = {id(factor) for factor in self.lent}
+        return [factor for factor in self.factors if id(factor) not in lent]
 
     @property
     def active(self) -> list[Adapter]:
@@ -177,6 +184,23 @@ class Booster:
             self.named += [(adapter.target.name, factor) for factor in pair]
         for factor in self.factors:
             factor.grad = None  # what it was lent to before is no reason to step
+        self.tie_idle(self._ties)
+
+    def tie_idle(self, ties: bool) -> None:
+        """Have the idle factors take part in every backward pass, or not.
+
+        Whoever averages gradients of all Parameters waits for each of them in every process.
+        """
+        self._ties = ties
+        for adapter in self.active:
+            adapter.idle = ()
+        if ties and self.active:
+            self.active[0].idle = tuple(self.idle)
+
+    def drop_idle_gradients(self) -> None:
+        """Leave none to the base: a factor that nobody uses is not stepped."""
+        for factor in self.idle:
+            factor.grad = None
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

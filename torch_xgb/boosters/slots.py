@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from torch_xgb.boosters.pair import Pair, Shapes
 from torch_xgb.targets.layers import Layer, Target
+from torch_xgb.weights.wrappers import said_of_fsdp1
 
 __all__ = ["ShapesOf", "Slots", "require_plain"]
 
@@ -57,6 +59,20 @@ class Slots(nn.Module):
         names = [name for name, _ in self.named_parameters()]
         twin._parameters = dict(zip(names, parameters, strict=True))
         return twin
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Refuse to be wrapped by FSDP1, which marks all it is about to flatten before it begins.
+
+        FSDP2 sets the same mark, from elsewhere.
+
+        Raises:
+            RuntimeError: If that is what sets it.
+        """
+        if name == "_is_fsdp_managed_module":
+            marking = sys._getframe(1).f_globals.get("__name__")
+            if marking == "torch.distributed.fsdp._dynamo_utils":
+                raise RuntimeError(said_of_fsdp1("a model that an optimizer trains is given to"))
+        super().__setattr__(name, value)
 
     def _save_to_state_dict(self, *args: Any) -> None:
         """Save nothing: a checkpoint holds the plain model's keys."""

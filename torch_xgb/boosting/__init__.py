@@ -2,7 +2,7 @@
 
 ``handle`` is ``optimizer.boosting``, what the optimizer drives and frameworks talk to; ``turn``
 what happens between two boosters, and ``later`` when that could not be done at once;
-``checkpoint`` what a run saves and resumes from.
+``checkpoint`` what a run saves and resumes from; ``told`` what others must have been told alike.
 
 May import every room below. One more verb for frameworks: a public method of ``Boosting``.
 """

@@ -6,6 +6,7 @@ Everything is checked before anything is changed; what fails all the same is tak
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,13 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     """Return what a resumed run needs beside the model, in tensors and plain types.
 
     Nothing in it is written to later: a state that is kept in memory stays what it was.
+
+    Raises:
+        RuntimeError: If it is asked for by somebody who would drop the boosting's part of it.
     """
     base = wrapped.optimizer
     boosting.complete()
+    _refuse_getters()
     boosting.settle(base)
     entry = {
         "settings": boosting.told(base, Contract.RUN),
@@ -69,3 +74,28 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
             writer.resume(bookmark)
     wrapped.resume(counters)
     boosting.catch_up_later()
+
+
+def _refuse_getters() -> None:
+    """Refuse ``torch.distributed.checkpoint.state_dict``'s getters.
+
+    They keep what can be named by a Parameter, which a booster's place in the run cannot, and drop
+    the rest without a word. Nothing but the stack tells that it is they who ask.
+
+    Raises:
+        RuntimeError: If they do.
+    """
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame.f_code.co_name == "_get_optim_state_dict" and str(
+            frame.f_globals.get("__name__")
+        ).startswith("torch.distributed.checkpoint"):
+            raise RuntimeError(
+                "get_state_dict and get_optimizer_state_dict name an optimizer's state by "
+                "Parameters and would leave the booster out. Take get_model_state_dict(model) for "
+                "the weights and save optimizer.state_dict() itself, as it is; load it by "
+                "optimizer.load_state_dict(). See docs/distributed.md, Checkpoints"
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.base.followed import Followed
@@ -26,6 +25,7 @@ from torch_xgb.boosters.report import Listeners
 from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosting.later import Later, Taken
+from torch_xgb.boosting.told import told, told_alike
 from torch_xgb.boosting.turn import Turn, Turns
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
@@ -36,7 +36,7 @@ from torch_xgb.saving.pending import Pending
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
 from torch_xgb.schedule.draws import Draw
-from torch_xgb.settings import Contract, Settings, canonical, plain
+from torch_xgb.settings import Contract, Settings
 from torch_xgb.targets.admission import admit
 from torch_xgb.targets.compiled import uncompiled
 from torch_xgb.targets.selection import check_rank, select
@@ -139,16 +139,10 @@ class Boosting:
     def agree(self, base: Optimizer) -> None:
         """Raise a ValueError in every process if settings, the first draw or weights differ."""
         group = self._sharding.group
-        if group is None or group.size() == 1:
-            return
-        told = self.told(base, Contract.RUN, Contract.RANKS)
-        told = {**told, **self.course.opening, **plain(base.defaults), **told}
-        merged = [(weight.name, weight.parameter) for weight in self.weights]
-        agree(
-            {name: canonical(value) for name, value in told.items()},
-            [*merged, *self.selection.named.items()],
-            group,
-        )
+        if group is not None and group.size() > 1:
+            merged = [(weight.name, weight.parameter) for weight in self.weights]
+            alike = told_alike(self.selection, self.settings, self.course, base)
+            agree(alike, [*merged, *self.selection.named.items()], group)
 
     def enter(self, wrapped: Wrapped) -> None:
         """Put everything into the model and begin the first booster; or leave it as it was."""
@@ -176,7 +170,8 @@ class Boosting:
     def before_step(self, base: Optimizer) -> None:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
-        self._sharding.before_step(base)
+        if self._sharding.before_step(base):
+            self.agree(base)
         if self.writer is not None and not (
             self.course.progress.booster_step and self.writer.ready
         ):
@@ -194,10 +189,15 @@ class Boosting:
         Raises:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
+        self._sharding.look_at_gradients(others)
         ready = self._gradients.prepare(self.booster.named, others)
         if ready and self.course.progress.booster_step == 0:
             self._turns.start.first_step(self.booster, self.course.progress.booster_index)
         return ready
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Show a step's loss to the policy, averaged over the processes that train the model."""
+        self.course.observe(loss, self._sharding.group)
 
     def stepped(self) -> None:
         """Count a step; merge the active booster if it ends with it."""
@@ -287,9 +287,7 @@ class Boosting:
         Raises:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
-        nonfinite = "skip" if skip else self._gradients.nonfinite
-        policy = replace(self._gradients, factor_l2=0.0, nonfinite=nonfinite)
-        return policy.prepare(self.booster.named, [])
+        return self._gradients.looking(skip).prepare(self.booster.named, [])
 
     def folded_in(self) -> AbstractContextManager[None]:
         """Have the pending booster in the weights themselves for a while, and nowhere else."""
@@ -315,5 +313,4 @@ class Boosting:
 
     def told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
         """Return what others must have been told alike, in plain types."""
-        facts = {"optimizer_class": type(base).__name__, **self.selection.facts}
-        return {**facts, **self.settings.plain(*contracts)}
+        return told(self.selection, self.settings, base, *contracts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from torch_xgb.weights.places import place_of
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["agree"]
+__all__ = ["agree", "agree_on_gradients"]
 
 _ROWS = 16  # of each weight that are compared
+_TOLERANCE = 1e-3  # of a gradient's norm: machines of other makes may round otherwise
 
 
 def agree(
@@ -54,6 +56,54 @@ def agree(
             "alike before a module is initialised); to train a model of its own in each process, "
             "build the optimizer before torch.distributed.init_process_group"
         )
+
+
+@torch.no_grad()
+def agree_on_gradients(gradients: Mapping[str, Tensor | None], group: ProcessGroup) -> None:
+    """Compare gradients, about to be stepped with, with those of the other processes.
+
+    Two numbers a gradient are exchanged, once, and compared up to rounding.
+
+    Args:
+        gradients: Each by name; None if there is none.
+        group: The processes that train the model.
+
+    Raises:
+        RuntimeError: On every process, if one of them differs from the first.
+    """
+    mine = {name: None if g is None else _summary(g) for name, g in gradients.items()}
+    everyone = gather(mine, group)
+    first = everyone[0]
+    differing = {
+        rank: [name for name in first if not _close(first[name], theirs.get(name))]
+        for rank, theirs in enumerate(everyone)
+    }
+    shown = "; ".join(f"rank {r}: {_listed(names)}" for r, names in differing.items() if names)
+    if shown:
+        raise RuntimeError(
+            "processes that train one model must step with the same gradients, but at the first "
+            f"step not all have those of rank 0: {shown}. Nobody averages them: call the "
+            "DistributedDataParallel wrapper and not the model in it, take steps outside no_sync() "
+            "only, or average gradients yourself before step(); to train a model of its own in "
+            "each process, build the optimizer before torch.distributed.init_process_group"
+        )
+
+
+def _summary(gradient: Tensor) -> tuple[float, float]:
+    """Return ‖g‖ and a sum in which every entry has another weight, of about that size."""
+    g = gradient.coalesce().values() if gradient.is_sparse else gradient
+    g = (torch.view_as_real(g) if g.is_complex() else g).reshape(-1).double()
+    weights = torch.linspace(-1, 1, g.numel(), dtype=g.dtype, device=g.device)
+    norm, summed = torch.stack([g.norm(), (g * weights).sum() / max(1, g.numel()) ** 0.5]).tolist()
+    return norm, summed
+
+
+def _close(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    if not all(map(math.isfinite, (*one, *other))):
+        return all(map(math.isfinite, one)) == all(map(math.isfinite, other))
+    return all(abs(a - b) <= _TOLERANCE * one[0] for a, b in zip(one, other, strict=True))
 
 
 def _unequal(theirs: Mapping[str, str], everyone: Sequence[Mapping[str, str]]) -> list[str]:

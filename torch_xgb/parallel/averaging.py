@@ -6,6 +6,7 @@ shards them never sees the factors: they are small, and every process keeps them
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,9 @@ class Averager:
         self.due = due
         self.bytes = 0
         self._ran = False
-        self._queued = False
+        self._queued: set[int] = set()  # backward passes that will average at their end
         self._handles: list[RemovableHandle] = [
-            factor.register_post_accumulate_grad_hook(self._queue) for factor in factors
+            factor.register_post_accumulate_grad_hook(self.queue) for factor in factors
         ]
 
     def remove(self) -> None:
@@ -67,15 +68,21 @@ class Averager:
         ran, self._ran = self._ran, False
         return ran
 
-    def _queue(self, factor: Tensor) -> None:
+    def queue(self, _: Tensor) -> None:
+        """Average at the end of the backward pass that this is called in, as a hook.
+
+        Passes are told apart by autograd's number of them: one that raises never comes to its end.
+        """
         self._ran = True
-        if not self._queued:
-            self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        if (number := torch._C._current_graph_task_id()) not in self._queued:
+            self._queued.add(number)
+            torch.autograd.Variable._execution_engine.queue_callback(
+                functools.partial(self._finish, number)
+            )
 
     @torch.no_grad()
-    def _finish(self) -> None:
-        self._queued = False
+    def _finish(self, number: int) -> None:
+        self._queued.discard(number)
         if self.due():
             self.average()
 
@@ -83,13 +90,15 @@ class Averager:
     def average(self) -> None:
         """Replace every gradient by its mean over the processes.
 
-        One that this process lacks counts as zero. If such may be, counts travel along: a factor
-        that no process has a gradient for keeps none.
+        If this process may lack one, it counts as zero, and counts travel along: a factor that no
+        process has a gradient for keeps none. If it may not, it counts as not a number, so that no
+        process goes on with what the others have.
         """
         if self.group is None:
             return
         factors = list(self.lent())
-        own = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors]
+        lacked = 0.0 if self.partial else float("nan")
+        own = [torch.full_like(f, lacked) if f.grad is None else f.grad for f in factors]
         sent = [gradient.reshape(-1) for gradient in own]
         if self.partial:
             sent.append(own[0].new_tensor([f.grad is not None for f in factors]))

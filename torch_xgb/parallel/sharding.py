@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.booster import Booster
+from torch_xgb.parallel.agreement import agree_on_gradients
 from torch_xgb.parallel.averaging import Averager
+from torch_xgb.parallel.replicas import Replicas
+from torch_xgb.processes import everyone
 from torch_xgb.targets.selection import Selection
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.places import place_of
 from torch_xgb.weights.sharded import is_sharded, settle, training_group
+from torch_xgb.weights.wrappers import refuse_fsdp1
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Sharding"]
+
+Named = Sequence[tuple[str, nn.Parameter]]
 
 
 def _always() -> bool:
@@ -43,6 +50,8 @@ class Sharding:
 
     Attributes:
         averager: Averages the factors' gradients, if nobody else does.
+        group: The processes that train the model; None if there is only this one. It is all there
+            are when the optimizer is built, or those over which gradients are averaged.
     """
 
     def __init__(
@@ -59,23 +68,35 @@ class Sharding:
         self.recorded = recorded
         self.partial = partial
         self.averager: Averager | None = None
-        self._unstepped = True
+        self.group = training_group(model)
+        self._alone = self.group is None
+        self._unstepped, self._uncompared = True, True
         self._looking: list[RemovableHandle] = []
         self._at_detach = ExitStack()
+        self._replicas = Replicas(model)
 
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The processes that train the model; None if there is only this one."""
-        return training_group(self.model)
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy all processes, which are an object of this one, as the fact that it is all."""
+        is_all = self.group is not None and self.group is everyone()
+        return {**self.__dict__, "group": None if is_all else self.group, "is_all": is_all}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Mean all processes where the copy is."""
+        is_all = state.pop("is_all")
+        self.__dict__.update(state)
+        self.group = everyone() if is_all else self.group
 
     def attach(self) -> None:
         """Begin to look."""
         self._looking = [self.model.register_forward_pre_hook(self._before_call)]
+        self._replicas.attach()
+        self.booster.tie_idle(self.group is not None)
 
     def detach(self) -> None:
         """Take everything back."""
         self._stop_looking()
         self._at_detach.close()
+        self._replicas.detach()
         if self.averager is not None:
             self.averager.remove()
 
@@ -108,23 +129,29 @@ class Sharding:
                 if isinstance(value, Tensor) and not is_dtensor(value) and value.ndim:
                     state[key] = place.store(place.part(value).contiguous())
 
-    def before_step(self, base: Optimizer) -> None:
+    def before_step(self, base: Optimizer) -> bool:
         """Make sure that the step about to be taken is one, and of the factors.
 
+        Returns:
+            Whether other processes turned out to train the model, which did not when the optimizer
+            was built: they have agreed on nothing yet.
+
         Raises:
-            RuntimeError: If no backward pass went before, which would end boosters early; or if the
-                base's group 0 no longer holds the factors.
+            RuntimeError: If no backward pass went before, which would end boosters early; if
+                processes may count other steps; if FSDP1 has the model; or if the base's group 0 no
+                longer holds the factors.
         """
         if self.averager is not None and not self.averager.had_backward():
             raise RuntimeError(
-                "step() without a backward pass since the last one: "
-                "torch.distributed.checkpoint.state_dict does that to fill an optimizer's "
-                "state. Save optimizer.state_dict() itself; see docs/distributed.md"
+                "step() without a backward pass since the last one, which would end boosters early"
             )
         if self._unstepped:
+            refuse_fsdp1(self.model)
             self.settle(base)
             self._stop_looking()
-        self._unstepped = False
+            self._join(self._replicas.find())
+        self._replicas.refuse_uneven()
+        first, self._unstepped = self._unstepped, False
         held = base.param_groups[0]["params"]
         if len(held) != len(self.booster.factors) or any(
             a is not b for a, b in zip(held, self.booster.factors, strict=True)
@@ -134,6 +161,30 @@ class Sharding:
                 "in their place. With DeepSpeed, import torch_xgb.integrations.deepspeed before "
                 "deepspeed.initialize"
             )
+        return first and self._alone and self.group is not None
+
+    def look_at_gradients(self, others: Named) -> None:
+        """Look whether other processes have the same gradients, before the first step with any.
+
+        Args:
+            others: The Parameters trained in full.
+
+        Raises:
+            RuntimeError: If they have not.
+        """
+        self.booster.drop_idle_gradients()
+        if self._uncompared and self.group is not None and self.group.size() > 1:
+            factors = ((f"{i} of {n}", f) for i, (n, f) in enumerate(self.booster.named))
+            kept = [(f"factor {name}", f) for name, f in factors]
+            kept += [(name, p) for name, p in others if place_of(p).group is None]
+            agree_on_gradients({name: p.grad for name, p in kept}, self.group)
+        self._uncompared = False
+
+    def _join(self, group: ProcessGroup | None) -> None:
+        """Train the model together with others, who have only now turned out to."""
+        if self.group is None and group is not None:
+            self.group = group
+            self.booster.tie_idle(True)
 
     def _stop_looking(self) -> None:
         for handle in self._looking:
@@ -143,9 +194,19 @@ class Sharding:
     def _before_call(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return
+        refuse_fsdp1(self.model, without=False)
         self.booster.look_for_compilers()
+        self._join(self._replicas.active())
         if is_sharded(self.model):
             self._adopt()
+
+    def _after_call(self, module: nn.Module, args: object, output: object) -> None:
+        """Have backward passes of this output averaged, whether or not they reach a factor."""
+        if self.averager is None or torch.compiler.is_compiling():
+            return
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                leaf.register_hook(self.averager.queue)
 
     def _adopt(self) -> None:
         """Do once what a sharded model asks for.
@@ -161,7 +222,8 @@ class Sharding:
                 "keeps whole weights: pass record=None"
             )
         self.booster.reclaim()
-        self.average(self.group)
+        self.average(training_group(self.model))
+        self._at_detach.callback(self.model.register_forward_hook(self._after_call).remove)
         if self.selection.heads:
             # Their gradients are DTensors, the factors' are not, and clipping takes both at once.
             from torch.distributed.tensor.experimental import implicit_replication
@@ -175,6 +237,8 @@ class Sharding:
             group: Over which processes.
             due: Tells, at the end of a backward pass, whether to average now.
         """
+        self.group = group
+        self.booster.tie_idle(False)
         self.averager = Averager(self.booster.factors, self._lent, group, due, self.partial)
 
     def average_now(self) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from torch_xgb.checks import natural
-from torch_xgb.processes import everyone, mean
+from torch_xgb.processes import mean
 from torch_xgb.schedule.boundaries import Progress, boundary
 from torch_xgb.schedule.draws import Draw, draws
 from torch_xgb.schedule.plateau import LossPolicy
 from torch_xgb.schedule.rates import RateFactors
 from torch_xgb.settings import Settings
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Course"]
 
@@ -97,10 +100,15 @@ class Course:
             self.policy.begin()
         self.progress, self.draw, self.due = progress, draw, False
 
-    def observe(self, loss: float | Tensor) -> None:
-        """Show a step's loss, averaged over all processes, to the policy, if there is one."""
+    def observe(self, loss: float | Tensor, group: ProcessGroup | None) -> None:
+        """Show a step's loss, averaged over a group of processes, to the policy, if there is one.
+
+        Args:
+            loss: The loss.
+            group: The processes that train the model; None if there is only this one.
+        """
         if self.policy is not None:
-            self.policy.observe(mean(loss, everyone()))
+            self.policy.observe(mean(loss, group))
 
     def leave(self, merged: bool) -> None:
         """Take note that the boosters leave the model: a run that resumes begins one.

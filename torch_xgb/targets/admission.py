@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.places import Whole, is_plain, place_of
 from torch_xgb.weights.sharded import is_sharded
+from torch_xgb.weights.wrappers import refuse_fsdp1
 
 __all__ = ["admit"]
 
@@ -28,23 +29,33 @@ def admit(model: nn.Module) -> None:
 
     Raises:
         TypeError: If ``model`` is no ``nn.Module``.
-        RuntimeError: If it is wrapped for data parallelism already.
+        RuntimeError: If it is wrapped for data parallelism already, or something in it is, or if
+            FSDP1 has it.
         ValueError: If it carries PEFT adapters, quantised weights, weights sharded by anything but
             FSDP2 or a registered place, or parameters on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
-        raise RuntimeError(
-            f"the model is wrapped in {type(model).__name__} already; build the optimizer on the "
-            "plain model first, then wrap it: the factors must be there when the averaging of "
-            "gradients is set up"
-        )
+    _refuse_wrapped(model)
+    refuse_fsdp1(model)
     for names, what, remedy in (*_modules(model), *_parameters(model)):
         if found := list(names):
             raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
     for parameter in model.parameters():
         place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse wrappers within: names would have their prefix, and finalize() return them."""
+    for name, module in model.named_modules():
+        if isinstance(module, (DistributedDataParallel, nn.DataParallel)):
+            where = f"the model's {name!r}" if name else "the model"
+            ddp = isinstance(module, DistributedDataParallel)
+            raise RuntimeError(
+                f"{where} is wrapped in {type(module).__name__} already; build the optimizer on "
+                "the plain model first, then wrap it"
+                + ("; or give the optimizer the wrapper's .module" if ddp else "")
+            )
 
 
 def _modules(model: nn.Module) -> Iterator[Obstacle]:

@@ -1,8 +1,9 @@
 """One weight: where it is kept, what it is as a matrix, and how a product gets into it.
 
 ``places`` knows ways of keeping a Parameter, ``sharded`` is FSDP2's, ``dtensors`` tells what it is
-made of; ``weight`` is the matrix W that a Parameter stands for, ``merge`` adds to it, by an
-``addition`` of a ``product``; ``fingerprints`` tell two of them apart.
+made of; ``wrappers`` finds who has wrapped a model; ``weight`` is the matrix W that a Parameter
+stands for, ``merge`` adds to it, by an ``addition`` of a ``product``; ``fingerprints`` tell two of
+them apart.
 
 May import formulas, checks, processes. One more place: a class of ``Place``'s properties, and
 ``register_place`` at the end of its file, as ``sharded`` has it.

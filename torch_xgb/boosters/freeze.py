@@ -30,6 +30,15 @@ class Freeze:
     def detach(self) -> None:
         """Give ``requires_grad`` back."""
         for module, name, requires_grad in self._before:
-            if (parameter := module._parameters.get(name)) is not None:  # else reparametrised since
-                parameter.requires_grad_(requires_grad)
+            for parameter in _present(module, name):
+                if parameter.is_floating_point() or parameter.is_complex():  # quantised since
+                    parameter.requires_grad_(requires_grad)
         self._before = []
+
+
+def _present(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return a Parameter, or those that it is computed from since."""
+    if (parameter := module._parameters.get(name)) is not None:
+        return [parameter]
+    prefixes = (f"{name}_", f"parametrizations.{name}.")  # old and new names of torch's own
+    return [p for n, p in module.named_parameters() if n.startswith(prefixes)]

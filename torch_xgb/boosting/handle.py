@@ -39,6 +39,7 @@ from torch_xgb.targets.admission import admit
 from torch_xgb.targets.compiled import uncompiled
 from torch_xgb.targets.selection import check_rank, select
 from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.own import require_own
 from torch_xgb.weights.weight import Weight
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Boosting:
         self.course = Course(settings, len(layers))
         check_rank(self.course.most_r, layers)
         self._form = form(settings.adapter, settings.bias)
-        merged = (w for target in self.selection.targets for w in self._form.weights(target))
+        merged = [w for target in self.selection.targets for w in self._form.weights(target)]
         self.selection.check_untied(merged)
         self._start = Start(settings.init, settings.seed)
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
@@ -179,6 +180,7 @@ class Boosting:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
         self._sharding.before_step(base)
+        require_own(self.weights, None if self.course.progress.booster_step else self.model)
         if self.writer is not None and not (
             self.course.progress.booster_step and self.writer.ready
         ):
@@ -209,6 +211,7 @@ class Boosting:
     def merge(self, base: Optimizer) -> MergeReport:
         """Merge the active booster (Eq. 8): W ← W + α_t·s·B A."""
         self.settle(base)
+        require_own([w for a in self.booster.active for w in a.weights], self.model)
         self._memory.look(self.booster.active)
         draw, (t, steps, _) = self.course.draw, astuple(self.course.progress)
         updates = {a.target.name: a.updates(draw.alpha) for a in self.booster.active}

@@ -27,6 +27,7 @@ from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.start_over import Resumed, StartOver
 from torch_xgb.weights.fingerprints import fingerprints
 from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.own import require_own
 from torch_xgb.weights.places import shard_group
 from torch_xgb.weights.weight import Weight
 
@@ -80,6 +81,7 @@ class Pending:
 
         The same on every process; where weights are sharded, all of them must call it.
         """
+        require_own(self.weights)
         folded, repairs = [], {}
         for adapter, weight in self._weights():
             if adapter.pending:
@@ -212,6 +214,7 @@ class Pending:
         For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
         were, bitwise.
         """
+        require_own([weight for adapter, weight in self._weights() if adapter.pending])
         found = [(a, w, w.place.local.clone()) for a, w in self._weights() if a.pending]
         with ExitStack() as aside:
             try:

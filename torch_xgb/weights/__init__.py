@@ -1,7 +1,8 @@
 """One weight: where it is kept, what it is as a matrix, and how a product gets into it.
 
 ``places`` knows ways of keeping a Parameter, ``sharded`` is FSDP2's, ``dtensors`` tells what it is
-made of; ``weight`` is the matrix W that a Parameter stands for, ``merge`` adds to it,
+made of; ``weight`` is the matrix W that a Parameter stands for, ``own`` whether its modules compute
+with that and nothing else, ``merge`` adds to it,
 ``fingerprints`` tell two of them apart.
 
 May import formulas, checks, processes. One more place: a class of ``Place``'s properties, and

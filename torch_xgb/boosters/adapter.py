@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.targets.layers import Target
@@ -45,10 +46,12 @@ class Adapter:
         self.r = 0
         self.s = 1.0
         self._handles: list[RemovableHandle] = []
+        self._conduct = Conduct()
 
     def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
         """Take a pair, and enter the forward pass with it."""
         self.bound, self.r, self.s = parameters, r, s
+        self._conduct.forget()
         self.hook()
 
     def give_back(self) -> None:
@@ -140,6 +143,8 @@ class Adapter:
             self.tracing.seen = True
         if self.bound is None:
             return y
+        if not torch.compiler.is_compiling():
+            self._conduct.check(self.target.name, module, self, (args, kwargs), y)
         x = args[0] if args else next(iter(kwargs.values()))
         if self.dropout and module.training:
             x = nn.functional.dropout(x, self.dropout)

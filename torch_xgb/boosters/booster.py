@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from torch_xgb.boosters.adapter import Adapter, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
+from torch_xgb.boosters.owner import Owner
 from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.slots import Slots
 from torch_xgb.checks import probability
 from torch_xgb.formulas.lowrank import kaiming_bound
 from torch_xgb.formulas.streams import by
 from torch_xgb.targets.compiled import is_compiled
 from torch_xgb.targets.layers import Layer
+from torch_xgb.weights.own import require_own
 
 __all__ = ["Booster"]
 
@@ -64,7 +67,9 @@ class Booster:
             [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
             for layer in self.layers
         ]
-        self._freeze = Freeze()
+        self.owner = Owner()
+        self.freeze = Freeze(self.owner, self.factors)
+        self.readers = Readers(self.every_adapter)
         self._nesting: list[nn.TransformerEncoder] = []
         self._static = False
 
@@ -99,7 +104,9 @@ class Booster:
         Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
         or any root that walks through its children, it never calls one.
         """
-        self._freeze.attach(model, saved)
+        weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
+        merged = [(module, weight.attribute) for weight in weights for module in weight.modules]
+        self.freeze.attach(model, saved, merged)
         # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
         encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
         self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
@@ -107,6 +114,7 @@ class Booster:
             encoder.use_nested_tensor = False
         self._home.add_module("boosters", self.slots)
         self._model = model
+        self.readers.attach(model)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self.look_for_compilers()
@@ -122,6 +130,17 @@ class Booster:
         self.slots = self.slots.with_parameters(self.factors)
         self._home.add_module("boosters", self.slots)
 
+    def before_step(self, *, begins: bool) -> None:
+        """Look whether anybody has a hand in what is trained; closer where a booster begins.
+
+        Raises:
+            RuntimeError: As ``require_own`` and ``Readers`` do. Nothing is changed.
+        """
+        self.readers.before_step()
+        self.freeze.before_step(self._model)
+        weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
+        require_own(weights, self._model if begins else None)
+
     def set_apart(self) -> None:
         """Move the slots out of the model, where somebody would take or shard what he finds in it.
 
@@ -136,7 +155,8 @@ class Booster:
             adapter.give_back()
         self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
-        self._freeze.detach()
+        self.freeze.detach()
+        self.readers.detach()
         for encoder in self._nesting:
             encoder.use_nested_tensor = True
         self._nesting = []

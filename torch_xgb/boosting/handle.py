@@ -21,6 +21,7 @@ from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.forms import form
+from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import MergeReport, finite_norms
 from torch_xgb.boosters.slots import require_plain
@@ -156,6 +157,7 @@ class Boosting:
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         try:
             self.attached = True
+            self._hold = Hold(self.booster.owner)
             self.booster.attach(self.model, self.selection.heads.values())
             self._pending.attach()
             self.followed.attach()
@@ -180,7 +182,7 @@ class Boosting:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
         self._sharding.before_step(base)
-        require_own(self.weights, None if self.course.progress.booster_step else self.model)
+        self.booster.before_step(begins=not self.course.progress.booster_step)
         if self.writer is not None and not (
             self.course.progress.booster_step and self.writer.ready
         ):

@@ -19,7 +19,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torch_xgb.formulas.entries import widest
 
-__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling"]
+__all__ = [
+    "add_low_rank",
+    "edit_low_rank",
+    "frobenius_norms",
+    "is_followed",
+    "kaiming_bound",
+    "scaling",
+]
 
 
 def scaling(lora_alpha: float | None, r: int) -> float:
@@ -73,14 +80,14 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         follows the computation who needs the plain expression: a compiler (which fuses it by
         itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
-    if torch.compiler.is_compiling() or not y.is_contiguous() or _is_followed():
+    if torch.compiler.is_compiling() or not y.is_contiguous() or is_followed():
         h = torch.nn.functional.linear(x, A.to(x.dtype))
         return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
     return out
 
 
-def _is_followed() -> bool:
+def is_followed() -> bool:
     """Tell whether operations are traced, transformed, or kept one by one."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if transformed or torch._C._get_tracing_state() is not None:

@@ -159,7 +159,7 @@ class Boosting:
             self.attached = True
             self._hold = Hold(self.booster.owner)
             self.booster.attach(self.model, self.selection.heads.values())
-            self._pending.attach()
+            self._pending.attach(self.model)
             self.followed.attach()
             self._recompute.attach()
             self._sharding.attach()

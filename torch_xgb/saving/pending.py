@@ -25,6 +25,7 @@ from torch_xgb.processes import gather
 from torch_xgb.saving.fold import FoldIn, fold, unfold
 from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.start_over import Resumed, StartOver
+from torch_xgb.saving.trained_only import refuse_trained_only
 from torch_xgb.weights.fingerprints import fingerprints
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.own import require_own
@@ -61,8 +62,9 @@ class Pending:
         """Every weight that may be merged into."""
         return [weight for _, weight in self._weights()]
 
-    def attach(self) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Register the hooks."""
+        self._handles.append(model.register_state_dict_pre_hook(refuse_trained_only))
         for adapter in self.adapters:
             fold_in, start_over = FoldIn(adapter), StartOver(adapter, self.memory, self.resumed)
             for module in adapter.target.modules:

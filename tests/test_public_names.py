@@ -21,6 +21,7 @@ LIBRARY = [
     "Weighted",
     "__version__",
     "plan",
+    "release",
 ]
 INTEGRATIONS = {
     "accelerate": ["checkpoint"],

@@ -265,6 +265,9 @@ def test_nothing_to_borrow(one_process: None) -> None:
     ],
 )
 def test_saving_without_what_is_frozen_is_refused(method: str, given: dict[str, Any]) -> None:
+    pytest.importorskip("torch_xgb.integrations.deepspeed", reason="an extra of its own")
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
     model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
     optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1)
     engine = SimpleNamespace(_boosted_client=SimpleNamespace(optimizer=optimizer))

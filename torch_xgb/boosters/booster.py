@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch_xgb.boosters.adapter import Adapter, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
-from torch_xgb.boosters.owner import Owner
+from torch_xgb.boosters.owner import Owner, claimed
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.slots import Slots
@@ -70,7 +70,6 @@ class Booster:
         self.owner = Owner()
         self.freeze = Freeze(self.owner, self.factors)
         self.readers = Readers(self.every_adapter)
-        self._nesting: list[nn.TransformerEncoder] = []
         self._static = False
 
     @property
@@ -107,13 +106,9 @@ class Booster:
         weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
         merged = [(module, weight.attribute) for weight in weights for module in weight.modules]
         self.freeze.attach(model, saved, merged)
-        # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
-        encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
-        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
-        for encoder in self._nesting:
-            encoder.use_nested_tensor = False
         self._home.add_module("boosters", self.slots)
         self._model = model
+        claimed()[model] = self.owner
         self.readers.attach(model)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
@@ -157,9 +152,7 @@ class Booster:
         self._home._modules.pop("boosters", None)
         self.freeze.detach()
         self.readers.detach()
-        for encoder in self._nesting:
-            encoder.use_nested_tensor = True
-        self._nesting = []
+        claimed().pop(self._model, None)
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 

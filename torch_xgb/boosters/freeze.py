@@ -46,6 +46,7 @@ class Freeze:
         self._places: list[_Place] = []
         self._saved: list[nn.Module] = []
         self._theirs: list[nn.Parameter] = []
+        self._nesting: list[nn.TransformerEncoder] = []
         self._said = False
         self._handle: RemovableHandle | None = None
 
@@ -71,6 +72,11 @@ class Freeze:
         self._saved = list(saved)
         for parameter in self._trained():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
+        encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = False
         self._handle = model.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
 
     def detach(self) -> None:
@@ -81,7 +87,9 @@ class Freeze:
             for parameter in _present(place.module, place.name):
                 if parameter.is_floating_point() or parameter.is_complex():  # quantised since
                     parameter.requires_grad_(place.required)
-        self._places, self._theirs = [], []
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = True
+        self._places, self._theirs, self._nesting = [], [], []
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         """Look at the model before it is called."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
-__all__ = ["Hold", "Owner"]
+from torch import nn
+
+__all__ = ["Hold", "Owner", "claimed"]
 
 
 class Owner:
@@ -38,3 +41,11 @@ class Hold:
     def __reduce__(self) -> tuple[Any, ...]:
         """Claim anew."""
         return Hold, (self.owner,)
+
+
+_CLAIMED: weakref.WeakKeyDictionary[nn.Module, Owner] = weakref.WeakKeyDictionary()
+
+
+def claimed() -> MutableMapping[nn.Module, Owner]:
+    """Return the models of this process that boosters are in, whole or not, with their owners."""
+    return _CLAIMED

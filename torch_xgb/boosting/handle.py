@@ -24,8 +24,8 @@ from torch_xgb.boosters.forms import form
 from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import MergeReport, finite_norms
-from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
+from torch_xgb.boosting.release import vacate
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
@@ -77,7 +77,7 @@ class Boosting:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.settings, self.model = settings, uncompiled(model)
         admit(self.model)
-        require_plain(self.model)
+        vacate(self.model)
         self.selection = select(self.model, settings)
         layers = self.selection.layers
         self.course = Course(settings, len(layers))

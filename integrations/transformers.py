@@ -133,7 +133,7 @@ class BoostingCallback(TrainerCallback):
 
         Raises:
             RuntimeError: If the Trainer does not use a BoostedLowRankOptimizer: it silently drops
-                ``optimizers=`` under some backends.
+                ``optimizers=`` under some backends. Or if it was finalized after an earlier run.
         """
         optimizer = _boosted(kwargs.get("optimizer"))
         if not optimizer.boosting.attached:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,14 +126,18 @@ class Booster:
         self.slots = self.slots.with_parameters(self.factors)
         self._home.add_module("boosters", self.slots)
 
-    def before_step(self, *, begins: bool) -> None:
+    def before_step(self, others: Iterable[dict[str, Any]], *, begins: bool) -> None:
         """Look whether anybody has a hand in what is trained; closer where a booster begins.
 
+        Args:
+            others: The base's groups beside the factors'.
+            begins: Whether it is a booster's first step.
+
         Raises:
-            RuntimeError: As ``require_own`` and ``Readers`` do. Nothing is changed.
+            RuntimeError: As ``require_own``, ``Readers`` and ``Freeze`` do. Nothing is changed.
         """
         self.readers.before_step()
-        self.freeze.before_step(self._model)
+        self.freeze.before_step(self._model, others)
         weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
         require_own(weights, self._model if begins else None)
 

@@ -98,8 +98,21 @@ class Freeze:
             if torch.is_grad_enabled() and not self._is_off(args, kwargs):
                 self._train()
 
-    def before_step(self, model: nn.Module) -> None:
-        """Look at it before a step: not every call of its parts is one of the model."""
+    def before_step(self, model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
+        """Look at it before a step: not every call of its parts is one of the model.
+
+        Args:
+            model: The model.
+            groups: Of what the base trains beside the factors.
+
+        Raises:
+            RuntimeError: If somebody has added a group of what is frozen, which would not be
+                trained.
+        """
+        trained = {id(parameter) for parameter in self._trained()}
+        added = {id(p) for group in groups for p in group["params"]} - trained
+        if added:
+            self._refuse(model, added)
         self.keep(model)
         self._train()
 
@@ -122,6 +135,16 @@ class Freeze:
                 parameter.grad = None  # type: ignore[union-attr]
             else:
                 self._theirs.append(parameter)  # type: ignore[arg-type]
+
+    def _refuse(self, model: nn.Module, added: set[int]) -> None:
+        names = [name for name, p in model.named_parameters() if id(p) in added]
+        left = {id(p) for p in self._theirs}
+        if any(id(p) in added and id(p) not in left for p in model.parameters()):
+            raise RuntimeError(
+                f"add_param_group() was given {len(names)} weights of the model, first "
+                f"{names[0]!r}, that were frozen when the optimizer was built: they would get no "
+                "gradient. Build it with modules_to_save=[…] to train modules in full"
+            )
 
     def _say(self, model: nn.Module, unfrozen: Sequence[_Place]) -> None:
         if self._said:

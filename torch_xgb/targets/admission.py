@@ -33,7 +33,7 @@ def admit(model: nn.Module) -> None:
             FSDP2 or a registered place, or parameters on the meta device.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, {_given(model)}")
     if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
         raise RuntimeError(
             f"the model is wrapped in {type(model).__name__} already; build the optimizer on the "
@@ -42,9 +42,21 @@ def admit(model: nn.Module) -> None:
         )
     for names, what, remedy in (*_modules(model), *_parameters(model)):
         if found := list(names):
-            raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
+            first = found[0] or type(model).__name__  # the model itself has no name
+            raise ValueError(f"the model {what} ({len(found)} found, first {first!r}); {remedy}")
     for parameter in model.parameters():
         place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
+
+
+def _given(model: object) -> str:
+    if isinstance(model, type):
+        return f"got the class {model.__name__}: make one of it, {model.__name__}(…)"
+    if isinstance(model, Iterable):
+        return (
+            f"got a {type(model).__name__}: pass the model itself, not model.parameters(); it is "
+            "adapted in place"
+        )
+    return f"got {type(model).__name__}"
 
 
 def _modules(model: nn.Module) -> Iterator[Obstacle]:

@@ -182,7 +182,8 @@ def _matcher(names: Names, argument: str) -> Matches:
             ) from error
         return lambda name: pattern.fullmatch(name) is not None
     if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be a string or a list of strings, got {names!r}")
+        every = " ('all-linear' is every linear map)" if argument == "target_modules" else ""
+        raise TypeError(f"{argument} must be a string or a list of strings{every}, got {names!r}")
     listed = tuple(names)
     return lambda name: any(name == entry or name.endswith(f".{entry}") for entry in listed)
 

@@ -1,0 +1,101 @@
+"""Messages that say what to do, where a new user's first guess goes wrong."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from tiny import batches, stack
+from torch_xgb import BoostedLowRankOptimizer
+from training import train
+
+
+def boosted(model: Any, **settings: Any) -> BoostedLowRankOptimizer:
+    return BoostedLowRankOptimizer(torch.optim.AdamW, model, **{"lr": 0.01, **settings})
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: stack().parameters(), r"pass the model itself, not model\.parameters\(\)"),
+        (lambda: list(stack().parameters()), "pass the model itself"),
+        (lambda: nn.Linear, r"the class Linear: make one of it, Linear\(…\)"),
+        (lambda: None, "got NoneType"),
+    ],
+)
+def test_what_is_no_model(model: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        boosted(model())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("rank", "Say r= in"), ("lora_r", "Say r= in"), ("dropout", "Say lora_dropout= in")],
+)
+def test_other_words_for_an_argument(given: str, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        boosted(stack(), **{given: 1})
+
+
+def test_no_targets_named() -> None:
+    with pytest.raises(TypeError, match="'all-linear' is every linear map"):
+        boosted(stack(), target_modules=None)
+
+
+def test_the_root_has_a_name() -> None:
+    with pytest.raises(ValueError, match="first 'Linear'") as caught:
+        boosted(nn.Linear(4, 4).to(torch.float8_e4m3fn))
+    assert "''" not in str(caught.value)
+
+
+def test_a_group_of_frozen_weights_is_refused() -> None:
+    model = stack()
+    optimizer = boosted(model)
+    optimizer.add_param_group({"params": [model.blocks[0].query.bias], "lr": 0.1})
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"first 'blocks\.0\.query\.bias'.*modules_to_save"):
+        train(model, optimizer, batches(1))
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+def test_forward_mode() -> None:
+    model = stack()
+    x = batches(1)[0][0]
+    optimizer = boosted(model, kappa=9)
+    train(model, optimizer, batches(2))
+    with forward_ad.dual_level():
+        dual = model(forward_ad.make_dual(x, torch.ones_like(x)))
+        tangent = forward_ad.unpack_dual(dual).tangent
+    _, expected = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+    assert torch.allclose(tangent, expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.9")
+def test_threads_leave_the_precision_of_products_as_it_was() -> None:
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    models = [stack(dtype=torch.float32) for _ in range(2)]
+    for model in models:
+        boosted(model, layers_per_booster=None)
+    x = batches(1, torch.float32)[0][0]
+
+    def work(model: nn.Module) -> None:
+        for _ in range(30):
+            model(x).sum().backward()
+
+    products.fp32_precision = "bf16"
+    try:
+        threads = [threading.Thread(target=work, args=(model,)) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert products.fp32_precision == "bf16"
+    finally:
+        products.fp32_precision = "none"
+        if products.fp32_precision != before:
+            products.fp32_precision = before

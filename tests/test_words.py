@@ -99,3 +99,30 @@ def test_threads_leave_the_precision_of_products_as_it_was() -> None:
         products.fp32_precision = "none"
         if products.fp32_precision != before:
             products.fp32_precision = before
+
+
+@pytest.mark.parametrize("adapter", ["lora", "direft"])
+def test_jagged_tensors(adapter: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)])
+    x = torch.nested.nested_tensor([torch.ones(3, 8), torch.ones(5, 8)], layout=torch.jagged)
+    optimizer = boosted(model, adapter=adapter, kappa=2)
+    for _ in range(3):
+        model(x).values().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    flat = torch.cat([model(part) for part in x.unbind()])
+    assert torch.allclose(model(x).values(), flat, atol=1e-6)
+
+
+def test_samplers_may_answer_with_other_integers() -> None:
+    answers = (
+        torch.tensor([2, 0]),
+        [torch.tensor(2), torch.tensor(0)],
+        torch.tensor([2, 0]).numpy(),
+    )
+    for answer in answers:
+        optimizer = boosted(
+            stack(), layers_per_booster=2, layer_sampler=lambda *_, answer=answer: answer
+        )
+        assert optimizer.active_layers == ("blocks.0", "blocks.2")

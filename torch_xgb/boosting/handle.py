@@ -182,12 +182,9 @@ class Boosting:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
         self.followed.keep_up(base)
         self._sharding.before_step(base)
-        self.booster.before_step(
-            base.param_groups[1:], begins=not self.course.progress.booster_step
-        )
-        if self.writer is not None and not (
-            self.course.progress.booster_step and self.writer.ready
-        ):
+        begins = not self.course.progress.booster_step
+        self.booster.before_step(base.param_groups[1:], begins=begins)
+        if self.writer is not None and (begins or not self.writer.ready):
             self.writer.check_next(self.course.progress.booster_index)
 
     def prepare_gradients(self, others: Named) -> bool:

@@ -82,7 +82,7 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         follows the computation who needs the plain expression: a compiler (which fuses it by
         itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
-    if torch.compiler.is_compiling() or not y.is_contiguous() or is_followed():
+    if torch.compiler.is_compiling() or y.is_nested or not y.is_contiguous() or is_followed():
         h = torch.nn.functional.linear(x, A.to(x.device, x.dtype))
         return y + (s * torch.nn.functional.linear(h, B.to(h.device, h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
@@ -117,6 +117,8 @@ def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -
     with _as_given(y):
         A, B, b = (None if one is None else one.to(y.device, y.dtype) for one in (A, B, b))  # type: ignore[assignment]
         h = torch.nn.functional.linear(y, A, b)
+        if y.is_nested:  # no view of rows
+            return y + s * torch.nn.functional.linear(h, B)
         return torch.addmm(_rows(y), _rows(h), B.T, alpha=s).view(y.shape)
 
 
@@ -157,6 +159,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:
     # Under autocast a matrix product would first copy x, a full-size temporary.
+    if x.is_meta:
+        return nullcontext()
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     # So would oneDNN where float32 products may be rounded: it converts x, for a product so thin

@@ -126,3 +126,15 @@ def test_samplers_may_answer_with_other_integers() -> None:
             stack(), layers_per_booster=2, layer_sampler=lambda *_, answer=answer: answer
         )
         assert optimizer.active_layers == ("blocks.0", "blocks.2")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_quantised_copy_in_mid_run_holds_the_pending_booster() -> None:
+    model = stack(dtype=torch.float32)
+    optimizer = boosted(model, kappa=9, lr=0.1)
+    train(model, optimizer, batches(4, torch.float32))
+    x = batches(1, torch.float32)[0][0]
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    finished = optimizer.finalize()
+    plain = torch.ao.quantization.quantize_dynamic(finished, {nn.Linear}, dtype=torch.qint8)
+    assert torch.allclose(quantised(x), plain(x), atol=1e-3)

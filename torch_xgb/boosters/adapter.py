@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,9 +137,12 @@ class Adapter:
         self._handles = []
 
     def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, y: Tensor | None = None
     ) -> Tensor:
         """Return the module's output with the pair's share."""
+        if y is None:  # quantisation copies hooks to its own modules, called without kwargs
+            kwargs, y = {}, kwargs
+        assert y is not None
         if torch.compiler.is_compiling():
             self.tracing.seen = True
         if self.bound is None:

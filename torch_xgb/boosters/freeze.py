@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.owner import Owner
+from torch_xgb.formulas.lowrank import is_followed
 
 __all__ = ["Freeze"]
 
@@ -93,7 +94,7 @@ class Freeze:
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         """Look at the model before it is called."""
-        if not torch.compiler.is_compiling() and self.owner.alive:
+        if not torch.compiler.is_compiling() and not is_followed() and self.owner.alive:
             self.keep(model)
             if torch.is_grad_enabled() and not self._is_off(args, kwargs):
                 self._train()

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.adapter import Adapter
+from torch_xgb.formulas.lowrank import is_followed
 from torch_xgb.targets.compiled import is_compiled
 
 __all__ = ["Readers"]
@@ -56,7 +57,7 @@ class Readers:
 
     def __call__(self, module: nn.Module, args: object) -> None:
         """Watch the weights of targets that are new, if gradients are to be found."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or is_followed() or not torch.is_grad_enabled():
             return
         self.rest()
         drawn = [adapter for adapter in self._adapters if adapter.bound is not None]
@@ -184,7 +185,7 @@ class _Watched(dict[str, Any]):
 
     def _twin(self, name: str, value: Any) -> Any:  # noqa: ANN401
         watched = name in self._names and type(value) is nn.Parameter and not value.requires_grad
-        if not watched or not torch.is_grad_enabled():
+        if not watched or is_followed() or not torch.is_grad_enabled():
             return value
         twin, of = self._twins.get(name, (None, None))
         if twin is None or of is not value:

@@ -128,7 +128,9 @@ def test_samplers_may_answer_with_other_integers() -> None:
         assert optimizer.active_layers == ("blocks.0", "blocks.2")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*quantize_per_tensor:UserWarning"
+)
 def test_a_quantised_copy_in_mid_run_holds_the_pending_booster() -> None:
     model = stack(dtype=torch.float32)
     optimizer = boosted(model, kappa=9, lr=0.1)

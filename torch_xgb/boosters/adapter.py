@@ -137,7 +137,11 @@ class Adapter:
         self._handles = []
 
     def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, y: Tensor | None = None
+        self,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: Any,  # noqa: ANN401
+        y: Tensor | None = None,
     ) -> Tensor:
         """Return the module's output with the pair's share."""
         if y is None:  # quantisation copies hooks to its own modules, called without kwargs

@@ -147,6 +147,7 @@ class Booster:
         The adapters go on computing with them.
         """
         self._home._modules.pop("boosters", None)
+        self.freeze.set_apart()
 
     def detach(self) -> None:
         """Take everything off the model and give ``requires_grad`` back."""

@@ -49,6 +49,7 @@ class Freeze:
         self._theirs: list[nn.Parameter] = []
         self._nesting: list[nn.TransformerEncoder] = []
         self._said = False
+        self._set_apart = False
         self._handle: RemovableHandle | None = None
 
     def attach(
@@ -79,6 +80,10 @@ class Freeze:
         for encoder in self._nesting:
             encoder.use_nested_tensor = False
         self._handle = model.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
+
+    def set_apart(self) -> None:
+        """Leave ``requires_grad`` to a framework, which has a Parameter of the model stand in."""
+        self._set_apart = True
 
     def detach(self) -> None:
         """Give ``requires_grad`` back."""
@@ -119,7 +124,7 @@ class Freeze:
 
     def keep(self, model: nn.Module) -> None:
         """Freeze what has been unfrozen of the targets, and say what has been beside them."""
-        places = self._places
+        places = [] if self._set_apart else self._places
         if not any(_required(place) for place in places):
             return
         left = {id(p) for p in (*self._trained(), *self._theirs)}

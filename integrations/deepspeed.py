@@ -12,6 +12,7 @@ Importing it makes two things work:
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,24 @@ def _zero3_consolidated_16bit_state_dict(
         return original(engine, *args, **kw)
 
 
+def _as_it_is(original: Callable[..., Any], engine: Any, *args: Any, **kw: Any) -> Any:  # noqa: ANN401
+    """What is looked at by every touched method is all there is to do."""
+    return original(engine, *args, **kw)
+
+
+def _refuse_trained_only(original: Callable[..., Any], *args: Any, **kw: Any) -> None:  # noqa: ANN401
+    """Refuse to save without what never requires a gradient, and is trained all the same."""
+    client = _client(args[0])
+    if client is None or not client.optimizer.boosting.attached:
+        return
+    given = inspect.signature(original).bind_partial(*args, **kw).arguments
+    if given.get("exclude_frozen_parameters"):
+        raise ValueError(
+            "exclude_frozen_parameters=True would leave out every weight that the boosters are "
+            "merged into: they are trained, and never require a gradient. Save without it"
+        )
+
+
 def _client(engine: Any) -> Client | None:  # noqa: ANN401
     client: Client | None = engine.__dict__.get("_boosted_client")
     return client
@@ -148,6 +167,7 @@ def _touch(name: str, replacement: Callable[..., Any]) -> None:
 
     @functools.wraps(original)
     def touched(engine: Any, *args: Any, **kw: Any) -> Any:  # noqa: ANN401
+        _refuse_trained_only(original, engine, *args, **kw)
         return replacement(original, engine, *args, **kw)
 
     setattr(DeepSpeedEngine, name, touched)
@@ -159,6 +179,8 @@ _touch("_configure_optimizer", _configure_optimizer)
 _touch("_take_model_step", _take_model_step)
 _touch("clip_fp32_gradients", _clip_fp32_gradients)
 _touch("save_checkpoint", _save_checkpoint)
+_touch("save_16bit_model", _as_it_is)
+_touch("module_state_dict", _as_it_is)
 _touch("_zero3_consolidated_16bit_state_dict", _zero3_consolidated_16bit_state_dict)
 # ZeRO asks for a flag in the configuration to accept any class but those listed here.
 ZERO_SUPPORTED_OPTIMIZERS.append(Client)

@@ -133,9 +133,16 @@ class BoostingCallback(TrainerCallback):
 
         Raises:
             RuntimeError: If the Trainer does not use a BoostedLowRankOptimizer: it silently drops
-                ``optimizers=`` under some backends.
+                ``optimizers=`` under some backends. Or if it was finalized after an earlier run.
         """
         optimizer = _boosted(kwargs.get("optimizer"))
+        if not optimizer.boosting.attached:
+            raise RuntimeError(
+                "the optimizer was finalized at the end of the last train(), and the model is "
+                "plain: for another run, set trainer.optimizer = trainer.lr_scheduler = None, "
+                "so that the Trainer builds a new optimizer, or make a new Trainer; to train on, "
+                "give BoostingCallback(…, finalize=False) to the first"
+            )
         logged = [] if state is None else [log.get(self.metric) for log in state.log_history]
         self._evaluations = [self.sign * value for value in logged if value is not None]
         spare_input_gradients(optimizer.model)

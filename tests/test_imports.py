@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "optimizer": {"base", "boosters", "boosting", "ledger", "schedule", "settings"},
-    "__init__": {"forecast", "ledger", "optimizer", "schedule"},
+    "__init__": {"boosting", "forecast", "ledger", "optimizer", "schedule"},
     "__main__": {"forecast", "ledger"},
 }
 OUTSIDE = sys.stdlib_module_names | {"torch"}

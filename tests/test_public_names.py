@@ -21,6 +21,7 @@ LIBRARY = [
     "Weighted",
     "__version__",
     "plan",
+    "release",
 ]
 INTEGRATIONS = {
     "accelerate": ["checkpoint"],
@@ -42,6 +43,7 @@ COMMANDS = [
     "papers_cards",
     "plan_check",
     "quantised",
+    "rates",
     "report",
     "scaling",
     "speed",

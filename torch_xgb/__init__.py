@@ -1,5 +1,6 @@
 """XGBLoRA: fine-tuning as gradient boosting with rank-1 LoRA boosters, as one line in a loop."""
 
+from torch_xgb.boosting.release import release
 from torch_xgb.forecast.plan import plan
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
@@ -14,6 +15,7 @@ __all__ = [
     "Weighted",
     "__version__",
     "plan",
+    "release",
 ]
 
 __version__ = "0.1.0"

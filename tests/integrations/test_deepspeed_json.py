@@ -253,3 +253,23 @@ def test_nothing_to_borrow(one_process: None) -> None:
     optimizer = BoostedLowRankOptimizer(AdamW, model, lr=0.1)
     with pytest.raises(ValueError, match="exclude_modules"):
         Client(optimizer, engine(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("save_checkpoint", {"save_dir": "out"}),
+        ("save_16bit_model", {"save_dir": "out"}),
+        ("module_state_dict", {}),
+        ("_zero3_consolidated_16bit_state_dict", {}),
+    ],
+)
+def test_saving_without_what_is_frozen_is_refused(method: str, given: dict[str, Any]) -> None:
+    pytest.importorskip("torch_xgb.integrations.deepspeed", reason="an extra of its own")
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1)
+    engine = SimpleNamespace(_boosted_client=SimpleNamespace(optimizer=optimizer))
+    with pytest.raises(ValueError, match="exclude_frozen_parameters=True would leave out"):
+        getattr(DeepSpeedEngine, method)(engine, **given, exclude_frozen_parameters=True)

@@ -316,3 +316,16 @@ def test_a_run_with_a_ledger_is_started_again_and_resumed(tmp_path: Path) -> Non
     assert len(chain) == 5
     rolled = chain.rollback(classifier(), 4).state_dict()
     assert all(torch.equal(rolled[n], got[n]) for n in [*chain.header.weights, *chain.header.saved])
+
+
+def test_a_second_run_after_finalize_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+    output = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"trainer\.optimizer = trainer\.lr_scheduler = None"):
+        trainer.train()
+    assert all(torch.equal(p, output[n]) for n, p in trainer.model.named_parameters())
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.train()
+    assert any(not torch.equal(p, output[n]) for n, p in trainer.model.named_parameters())

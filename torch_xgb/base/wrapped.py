@@ -15,6 +15,20 @@ __all__ = ["Wrapped"]
 
 T = TypeVar("T")
 
+# Words of PEFT and others for arguments that are ours, and would go to the base.
+_MEANT = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "init_lora_weights": "init",
+    "steps_per_booster": "kappa",
+    "num_layers": "layers_per_booster",
+    "layers": "layers_per_booster",
+    "target_module": "target_modules",
+    "gradient_checkpointing": "checkpointing",
+}
 _REFUSED = {
     LBFGS: "it evaluates the model several times a step, with one history for all parameters",
     SparseAdam: "the factors' gradients are dense",
@@ -92,7 +106,7 @@ def _build(
     groups: list[dict[str, Any]] = [{"params": list(factors)}]
     if saved:
         groups.append({"params": list(saved)})
-    base = optimizer_class(groups, **kwargs)
+    base = _called(optimizer_class, groups, kwargs)
     if not isinstance(base, Optimizer):
         raise TypeError(
             f"optimizer_class must make a torch.optim.Optimizer, got {type(base).__name__}"
@@ -106,6 +120,22 @@ def _build(
             f"{type(base).__name__} rearranges its param_groups; it must keep the groups given"
         )
     return base
+
+
+def _called(
+    optimizer_class: Callable[..., Optimizer], groups: list[dict[str, Any]], kwargs: dict[str, Any]
+) -> Optimizer:
+    try:
+        return optimizer_class(groups, **kwargs)
+    except TypeError as error:
+        if meant := [
+            f"{_MEANT[name]}= in the place of {name}=" for name in kwargs if name in _MEANT
+        ]:
+            raise TypeError(
+                f"{error}; what BoostedLowRankOptimizer does not know goes to the base. "
+                f"Say {' and '.join(meant)}"
+            ) from error
+        raise
 
 
 def _refuse(optimizer_class: type) -> None:

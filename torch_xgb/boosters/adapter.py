@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.targets.layers import Target
@@ -48,10 +49,12 @@ class Adapter:
         self.s = 1.0
         self.idle: tuple[nn.Parameter, ...] = ()
         self._handles: list[RemovableHandle] = []
+        self._conduct = Conduct()
 
     def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
         """Take a pair, and enter the forward pass with it."""
         self.bound, self.r, self.s = parameters, r, s
+        self._conduct.forget()
         self.hook()
 
     def give_back(self) -> None:
@@ -136,13 +139,22 @@ class Adapter:
         self._handles = []
 
     def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor
+        self,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: Any,  # noqa: ANN401
+        y: Tensor | None = None,
     ) -> Tensor:
         """Return the module's output with the pair's share."""
+        if y is None:  # quantisation copies hooks to its own modules, called without kwargs
+            kwargs, y = {}, kwargs
+        assert y is not None
         if torch.compiler.is_compiling():
             self.tracing.seen = True
         if self.bound is None:
             return y
+        if not torch.compiler.is_compiling():
+            self._conduct.check(self.target.name, module, self, (args, kwargs), y)
         x = args[0] if args else next(iter(kwargs.values()))
         if self.dropout and module.training:
             x = nn.functional.dropout(x, self.dropout)

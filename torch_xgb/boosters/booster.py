@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from torch_xgb.boosters.adapter import Adapter, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
+from torch_xgb.boosters.owner import Owner, claimed
 from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.slots import Slots
 from torch_xgb.checks import probability
 from torch_xgb.formulas.lowrank import kaiming_bound
 from torch_xgb.formulas.streams import by
 from torch_xgb.targets.compiled import is_compiled
 from torch_xgb.targets.layers import Layer
+from torch_xgb.weights.own import require_own
 
 __all__ = ["Booster"]
 
@@ -42,6 +46,7 @@ class Booster:
         dropout: Probability of dropping an input of A in training.
 
     Attributes:
+        model: What they are attached to.
         drawn: Which layers the active booster holds.
         named: The factors lent to them, each under its target's name.
     """
@@ -64,8 +69,9 @@ class Booster:
             [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
             for layer in self.layers
         ]
-        self._freeze = Freeze()
-        self._nesting: list[nn.TransformerEncoder] = []
+        self.owner = Owner()
+        self.freeze = Freeze(self.owner, self.factors)
+        self.readers = Readers(self.every_adapter)
         self._static = False
         self._ties = False
 
@@ -110,14 +116,13 @@ class Booster:
         Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
         or any root that walks through its children, it never calls one.
         """
-        self._freeze.attach(model, saved)
-        # In evaluation torch's encoder nests its input, which layers with hooks cannot take.
-        encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
-        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor]
-        for encoder in self._nesting:
-            encoder.use_nested_tensor = False
+        weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
+        merged = [(module, weight.attribute) for weight in weights for module in weight.modules]
+        self.freeze.attach(model, saved, merged)
         self._home.add_module("boosters", self.slots)
-        self._model = model
+        self.model = model
+        claimed()[model] = self.owner
+        self.readers.attach(model)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self.look_for_compilers()
@@ -133,12 +138,29 @@ class Booster:
         self.slots = self.slots.with_parameters(self.factors)
         self._home.add_module("boosters", self.slots)
 
+    def before_step(self, others: Iterable[dict[str, Any]], *, whole: bool) -> None:
+        """Look whether anybody has a hand in what is trained.
+
+        Args:
+            others: The base's groups beside the factors'.
+            whole: Whether in all of the model, and not just in what is drawn.
+
+        Raises:
+            RuntimeError: As ``require_own``, ``Readers`` and ``Freeze`` do. Nothing is changed.
+        """
+        self.readers.before_step()
+        self.freeze.before_step(self.model, others)
+        adapters = self.every_adapter if whole else self.active
+        weights = [weight for adapter in adapters for weight in adapter.weights]
+        require_own(weights, self.model if whole else None)
+
     def set_apart(self) -> None:
         """Move the slots out of the model, where somebody would take or shard what he finds in it.
 
         The adapters go on computing with them.
         """
         self._home._modules.pop("boosters", None)
+        self.freeze.set_apart()
 
     def detach(self) -> None:
         """Take everything off the model and give ``requires_grad`` back."""
@@ -147,10 +169,9 @@ class Booster:
             adapter.give_back()
         self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
-        self._freeze.detach()
-        for encoder in self._nesting:
-            encoder.use_nested_tensor = True
-        self._nesting = []
+        self.freeze.detach()
+        self.readers.detach()
+        claimed().pop(self.model, None)
         if self.tracing.seen or self._static:
             torch.compiler.reset()
 
@@ -222,7 +243,7 @@ class Booster:
 
     def look_for_compilers(self) -> None:
         """Be ready for a compiler that is at work somewhere in the model, or has been."""
-        if self.tracing.seen or is_compiled(self._model):
+        if self.tracing.seen or is_compiled(self.model):
             self._hook_for_good()
 
     def _hook_for_good(self) -> None:

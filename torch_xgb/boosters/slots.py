@@ -90,16 +90,16 @@ class Slots(nn.Module):
 
 
 def require_plain(model: nn.Module) -> None:
-    """Refuse a model that an optimizer is still attached to.
+    """Refuse a model that boosters are in.
 
     Raises:
-        RuntimeError: If one is.
+        RuntimeError: If they are.
     """
     if taken := [name for name, m in model.named_modules() if isinstance(m, Slots)]:
         raise RuntimeError(
             "the model already belongs to a BoostedLowRankOptimizer (its factors are at "
             f"{taken[0]!r}, and its pending booster belongs to the present weights): call "
-            "finalize() on that optimizer first"
+            "finalize() on that optimizer first, or torch_xgb.release(model) if it is gone"
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.forms import form
+from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import Listeners
-from torch_xgb.boosters.slots import require_plain
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosting.later import Later, Taken
+from torch_xgb.boosting.release import vacate
 from torch_xgb.boosting.told import told, told_alike
 from torch_xgb.boosting.turn import Turn, Turns
 from torch_xgb.ledger.writer import Writer, writer
@@ -78,13 +80,13 @@ class Boosting:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.settings, self.model = settings, uncompiled(model)
         admit(self.model)
-        require_plain(self.model)
+        vacate(self.model)
         self.selection = select(self.model, settings)
         layers = self.selection.layers
         self.course = Course(settings, len(layers))
         check_rank(self.course.most_r, layers)
         self._form = form(settings.adapter, settings.bias)
-        merged = (w for target in self.selection.targets for w in self._form.weights(target))
+        merged = [w for target in self.selection.targets for w in self._form.weights(target)]
         self.selection.check_untied(merged)
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
         merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
@@ -132,9 +134,8 @@ class Boosting:
     def require_attached(self, call: str) -> None:
         """Raise a RuntimeError if the boosters have left the model."""
         if not self.attached:
-            raise RuntimeError(
-                f"{call} after finalize(): the model is plain again; build a new optimizer"
-            )
+            plain = "the model is plain again; build a new optimizer"
+            raise RuntimeError(f"{call} after finalize(): {plain}")
 
     def agree(self, base: Optimizer) -> None:
         """Raise a ValueError in every process if settings, the first draw or weights differ."""
@@ -151,8 +152,9 @@ class Boosting:
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         try:
             self.attached = True
+            self._hold = Hold(self.booster.owner)
             self.booster.attach(self.model, self.selection.heads.values())
-            self._pending.attach()
+            self._pending.attach(self.model)
             self.followed.attach()
             self._recompute.attach()
             self._sharding.attach()
@@ -172,10 +174,11 @@ class Boosting:
         self.followed.keep_up(base)
         if self._sharding.before_step(base):
             self.agree(base)
-        if self.writer is not None and not (
-            self.course.progress.booster_step and self.writer.ready
-        ):
-            self.writer.check_next(self.course.progress.booster_index)
+        t, step, _ = astuple(self.course.progress)
+        begins = not step
+        self.booster.before_step(base.param_groups[1:], whole=begins and not t % 64)
+        if self.writer is not None and (begins or not self.writer.ready):
+            self.writer.check_next(t)
 
     def prepare_gradients(self, others: Named) -> bool:
         """Check every gradient before the base uses it, and add λ's to the factors'.

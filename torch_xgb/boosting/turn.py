@@ -24,6 +24,7 @@ from torch_xgb.schedule.course import Course
 from torch_xgb.schedule.draws import Draw
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import Merger, lost_share
+from torch_xgb.weights.own import require_own
 from torch_xgb.weights.product import Product
 
 __all__ = ["Turn", "Turns"]
@@ -103,6 +104,8 @@ class Turns:
             self.booster.bind(draw.layers, draw.r, draw.s)
             self.start.begin(self.booster, t)
 
+        if self.carry is not None:
+            self._require_own(adapters)
         deeds: list[Deed] = [fresh]
         if self.carry is not None:
             deeds.append(lambda: self.memory.look(adapters))
@@ -145,6 +148,10 @@ class Turns:
         left: list[Deed] = [*forget, lambda: self.course.leave(merged), leave]
         return replace(turn, deeds=[*turn.deeds, *left])
 
+    def _require_own(self, adapters: Sequence[Adapter]) -> None:
+        weights = [weight for adapter in adapters for weight in adapter.weights]
+        require_own(weights, self.booster.model)
+
     def _lots(self) -> list[Lot]:
         return [(adapter, adapter.parameters) for adapter in self.booster.active]
 
@@ -152,6 +159,7 @@ class Turns:
         """Return what merges the active booster: W ← W + α_t·s·B A."""
         lots, draw, progress = self._lots(), self.course.draw, self.course.progress
         t, adapters = progress.booster_index, [adapter for adapter, _ in lots]
+        self._require_own(adapters)
         self.memory.look(adapters)
         updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
         norms = finite_norms(updates, t)

@@ -9,17 +9,26 @@ Letters and shapes, here and in every other module:
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torch_xgb.formulas.entries import widest
 
-__all__ = ["add_low_rank", "edit_low_rank", "frobenius_norms", "kaiming_bound", "scaling"]
+__all__ = [
+    "add_low_rank",
+    "edit_low_rank",
+    "frobenius_norms",
+    "is_followed",
+    "kaiming_bound",
+    "scaling",
+]
 
 
 def scaling(lora_alpha: float | None, r: int) -> float:
@@ -73,16 +82,17 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         follows the computation who needs the plain expression: a compiler (which fuses it by
         itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
-    if torch.compiler.is_compiling() or not y.is_contiguous() or _is_followed():
-        h = torch.nn.functional.linear(x, A.to(x.dtype))
-        return y + (s * torch.nn.functional.linear(h, B.to(h.dtype))).to(y.dtype)
+    if torch.compiler.is_compiling() or y.is_nested or not y.is_contiguous() or is_followed():
+        h = torch.nn.functional.linear(x, A.to(x.device, x.dtype))
+        return y + (s * torch.nn.functional.linear(h, B.to(h.device, h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
     return out
 
 
-def _is_followed() -> bool:
+def is_followed() -> bool:
     """Tell whether operations are traced, transformed, or kept one by one."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    transformed = transformed or forward_ad._current_level >= 0
     if transformed or torch._C._get_tracing_state() is not None:
         return True
     if not torch._C._len_torch_dispatch_stack():
@@ -105,8 +115,11 @@ def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -
         MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
     """
     with _as_given(y):
-        h = torch.nn.functional.linear(y, A.to(y.dtype), None if b is None else b.to(y.dtype))
-        return torch.addmm(_rows(y), _rows(h), B.to(y.dtype).T, alpha=s).view(y.shape)
+        A, B, b = (None if one is None else one.to(y.device, y.dtype) for one in (A, B, b))  # type: ignore[assignment]
+        h = torch.nn.functional.linear(y, A, b)
+        if y.is_nested:  # no view of rows
+            return y + s * torch.nn.functional.linear(h, B)
+        return torch.addmm(_rows(y), _rows(h), B.T, alpha=s).view(y.shape)
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -146,6 +159,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def _as_given(x: Tensor) -> AbstractContextManager[Any]:
     # Under autocast a matrix product would first copy x, a full-size temporary.
+    if x.is_meta:
+        return nullcontext()
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     # So would oneDNN where float32 products may be rounded: it converts x, for a product so thin
@@ -163,12 +178,35 @@ def _rounds() -> bool:
 
 @contextmanager
 def _unrounded() -> Iterator[None]:
-    products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
-    before = products.fp32_precision
-    products.fp32_precision = "ieee"
+    _Unrounded.enter()
     try:
         yield
     finally:
-        products.fp32_precision = "none"  # so that what was inherited still is
-        if products.fp32_precision != before:
-            products.fp32_precision = before
+        _Unrounded.leave()
+
+
+class _Unrounded:
+    """The flag of the whole process, taken by the first thread that asks, left by the last."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = "none"
+
+    @classmethod
+    def enter(cls) -> None:
+        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+        with cls.lock:
+            if cls.inside == 0:
+                cls.before = products.fp32_precision
+                products.fp32_precision = "ieee"
+            cls.inside += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+        with cls.lock:
+            cls.inside -= 1
+            if cls.inside == 0:
+                products.fp32_precision = "none"  # so that what was inherited still is
+                if products.fp32_precision != cls.before:
+                    products.fp32_precision = cls.before

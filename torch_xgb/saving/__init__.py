@@ -1,9 +1,10 @@
 """A pending booster in a checkpoint: folded into the weights, and taken out again on loading.
 
 ``fold`` is the arithmetic with the hook that saving meets, ``start_over`` the one that loading
-meets, ``memory`` what is remembered of weights, ``pending`` what ties an optimizer's state to them,
-``entry`` the optimizer's entry with its version and comparison, ``layout`` what such an entry must
-look like, ``seal`` what a state is known by again.
+meets, ``trained_only`` refuses savers that leave out what is frozen, ``memory`` what is remembered
+of weights, ``pending`` what ties an optimizer's state to them, ``entry`` the optimizer's entry with
+its version and comparison, ``layout`` what such an entry must look like, ``seal`` what a state is
+known by again.
 
 May import boosters, schedule, weights, formulas, settings, processes. One more thing to save: a key
 in ``entry`` and its shape in ``layout``, and the version before still read.

@@ -18,6 +18,7 @@ from torch_xgb.boosters.pair import Pair
 from torch_xgb.formulas.entries import widest
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.merge import add_product
+from torch_xgb.weights.own import require_own
 from torch_xgb.weights.places import Whole
 from torch_xgb.weights.weight import Weight
 
@@ -65,6 +66,7 @@ class FoldIn:
         adapter = copy.deepcopy(self.adapter, memo)
         if adapter.bound is not None and is_whole(self.adapter):
             if self.adapter.pending:
+                require_own(self.adapter.weights)
                 for weight in self.adapter.weights:
                     twin = copy.deepcopy(weight.parameter, memo)  # the one of the copied module
                     twin.data.copy_(fold(self.adapter, weight))
@@ -77,6 +79,7 @@ class FoldIn:
     ) -> None:
         if not self.adapter.pending:
             return
+        require_own(self.adapter.weights)
         for weight in held_by(self.adapter, module):
             key, place = prefix + weight.attribute, weight.place
             stored = state_dict.get(key)

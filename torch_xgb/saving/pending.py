@@ -25,8 +25,10 @@ from torch_xgb.processes import gather
 from torch_xgb.saving.fold import FoldIn, fold, unfold
 from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.start_over import Resumed, StartOver
+from torch_xgb.saving.trained_only import refuse_trained_only
 from torch_xgb.weights.fingerprints import fingerprints
 from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.own import require_own
 from torch_xgb.weights.places import shard_group
 from torch_xgb.weights.weight import Weight
 
@@ -60,8 +62,9 @@ class Pending:
         """Every weight that may be merged into."""
         return [weight for _, weight in self._weights()]
 
-    def attach(self) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Register the hooks."""
+        self._handles.append(model.register_state_dict_pre_hook(refuse_trained_only))
         for adapter in self.adapters:
             fold_in, start_over = FoldIn(adapter), StartOver(adapter, self.memory, self.resumed)
             for module in adapter.target.modules:
@@ -80,6 +83,7 @@ class Pending:
 
         The same on every process; where weights are sharded, all of them must call it.
         """
+        require_own(self.weights)
         folded, repairs = [], {}
         for adapter, weight in self._weights():
             if adapter.pending:
@@ -212,6 +216,7 @@ class Pending:
         For whoever saves weights without asking for ``state_dict()``. Afterwards they are what they
         were, bitwise.
         """
+        require_own([weight for adapter, weight in self._weights() if adapter.pending])
         found = [(a, w, w.place.local.clone()) for a, w in self._weights() if a.pending]
         with ExitStack() as aside:
             try:

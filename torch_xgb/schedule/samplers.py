@@ -160,7 +160,8 @@ def draw(
             ``num_layers``.
     """
     answer = rule(seed, booster_index, num_layers, layers_per_booster)
-    drawn = list(answer) if isinstance(answer, Iterable) else [answer]
+    given = list(answer) if isinstance(answer, Iterable) else [answer]
+    drawn = [i.item() if hasattr(i, "item") else i for i in given]  # NumPy's, a tensor's
     valid = all(
         isinstance(i, int) and not isinstance(i, bool) and 0 <= i < num_layers for i in drawn
     )

@@ -35,12 +35,13 @@ def admit(model: nn.Module) -> None:
             FSDP2 or a registered place, or parameters on the meta device.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, {_given(model)}")
     _refuse_wrapped(model)
     refuse_fsdp1(model)
     for names, what, remedy in (*_modules(model), *_parameters(model)):
         if found := list(names):
-            raise ValueError(f"the model {what} ({len(found)} found, first {found[0]!r}); {remedy}")
+            first = found[0] or type(model).__name__  # the model itself has no name
+            raise ValueError(f"the model {what} ({len(found)} found, first {first!r}); {remedy}")
     for parameter in model.parameters():
         place_of(parameter)  # says so if it is sharded in a way that merges cannot follow
 
@@ -56,6 +57,17 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 "the plain model first, then wrap it"
                 + ("; or give the optimizer the wrapper's .module" if ddp else "")
             )
+
+
+def _given(model: object) -> str:
+    if isinstance(model, type):
+        return f"got the class {model.__name__}: make one of it, {model.__name__}(…)"
+    if isinstance(model, Iterable):
+        return (
+            f"got a {type(model).__name__}: pass the model itself, not model.parameters(); it is "
+            "adapted in place"
+        )
+    return f"got {type(model).__name__}"
 
 
 def _modules(model: nn.Module) -> Iterator[Obstacle]:

@@ -14,6 +14,7 @@ from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.heads import select_saved
 from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
+from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Selection", "check_rank", "select", "select_layers"]
@@ -64,8 +65,10 @@ class Selection:
             "targets": {target.name: list(target.shape) for target in self.targets},
         }
 
-    def check_untied(self, weights: Iterable[Weight]) -> None:
+    def check_untied(self, weights: Sequence[Weight]) -> None:
         """Refuse a weight that something besides its target holds: a merge would change both.
+
+        One that cannot be added to is refused with them.
 
         Raises:
             ValueError: With its name and the other's.
@@ -79,6 +82,7 @@ class Selection:
                     f"{weight.name} is tied to {others[0]!r}: a merge would change both. Leave it "
                     "out with exclude_modules, untie them, or train no biases"
                 )
+        require_writable(weights, self.model)
 
 
 def select(model: nn.Module, settings: Settings) -> Selection:
@@ -178,7 +182,8 @@ def _matcher(names: Names, argument: str) -> Matches:
             ) from error
         return lambda name: pattern.fullmatch(name) is not None
     if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be a string or a list of strings, got {names!r}")
+        every = " ('all-linear' is every linear map)" if argument == "target_modules" else ""
+        raise TypeError(f"{argument} must be a string or a list of strings{every}, got {names!r}")
     listed = tuple(names)
     return lambda name: any(name == entry or name.endswith(f".{entry}") for entry in listed)
 

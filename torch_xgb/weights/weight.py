@@ -31,8 +31,19 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The stored Parameter, looked up anew: ``load_state_dict(assign=True)`` replaces it."""
-        parameter: nn.Parameter = getattr(self.modules[0], self.attribute)
+        """The stored Parameter, looked up anew: ``load_state_dict(assign=True)`` replaces it.
+
+        Raises:
+            RuntimeError: If its module computes with something else, as under a parametrisation.
+        """
+        parameter = self.modules[0]._parameters.get(self.attribute)
+        if parameter is None:
+            raise RuntimeError(
+                f"{self.name} is no Parameter of its module any more, but computed from other "
+                "tensors (pruning, weight_norm, spectral_norm, or another parametrisation): take "
+                "that off first, or build the optimizer after it and leave the module out with "
+                "exclude_modules"
+            )
         return parameter
 
     @property

@@ -1,0 +1,79 @@
+"""Whether a target computes what its class computes when the pair's share is added to it.
+
+A pair is merged into the weight, so the output it is added to must be the weight's own. A forward
+on the instance or a hook that comes before ours may have changed it; many do not, as those that
+move tensors between devices or look at activations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from torch_xgb.formulas.lowrank import is_followed
+
+__all__ = ["Conduct"]
+
+_ENOUGH = 0.02  # of the output's norm: a wrapper may compute in another precision
+
+
+class Conduct:
+    """Looks at a target's output where somebody may have changed it, once for each such guest."""
+
+    def __init__(self) -> None:
+        self._trusted: set[int] = set()
+
+    def forget(self) -> None:
+        """Trust nobody any more: a booster begins."""
+        self._trusted.clear()
+
+    def check(
+        self, name: str, module: nn.Module, hook: object, given: tuple[Any, Any], y: Tensor
+    ) -> None:
+        """Make sure that an output is the module's own, and that the next is before anybody else.
+
+        Args:
+            name: The module's.
+            module: That computed the output.
+            hook: Ours, being called.
+            given: The arguments of the call, and those by name.
+            y: The output, as the hook got it.
+
+        Raises:
+            RuntimeError: If somebody has changed it.
+        """
+        hooks = module._forward_hooks
+        ours_first = next(iter(hooks.values()), hook) is hook
+        everywhere = torch_module._global_forward_hooks
+        if "forward" not in module.__dict__ and ours_first and not everywhere:
+            return
+        guests = {id(module.__dict__.get("forward")), *map(id, hooks.values())}
+        guests |= set(map(id, everywhere.values()))
+        if not guests <= self._trusted and not _is_own(module, given, y):
+            raise RuntimeError(
+                f"the output of {name!r} is changed before the booster's share is added to it, by "
+                "a forward put on the instance, or by a forward hook that comes first: merging "
+                "would change what the model computes, so nothing is trained. Register that hook "
+                "without prepend=True; or take it off and build the optimizer with "
+                f"exclude_modules=[{name!r}]"
+            )
+        self._trusted |= guests
+        if not ours_first:
+            ours = next(key for key, value in hooks.items() if value is hook)
+            hooks.move_to_end(ours, last=False)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _is_own(module: nn.Module, given: tuple[Any, Any], y: Tensor) -> bool:
+    weight = module._parameters.get("weight")
+    if is_followed() or weight is None or weight.is_meta or y.is_meta or y.is_nested:
+        return True  # cannot be looked at here
+    args, kwargs = given
+    own = type(module).forward(module, *args, **kwargs)
+    if own.shape != y.shape:
+        return False
+    off = (own.detach().to(y.device).float() - y.detach().float()).norm()
+    return not bool(off > _ENOUGH * y.detach().float().norm())

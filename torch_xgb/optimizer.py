@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.base.wrapped import Wrapped, passed_on
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
@@ -194,6 +194,9 @@ class BoostedLowRankOptimizer(Optimizer):
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401, D105
+        return passed_on(self.__dict__.get("base"), name)
 
     @property
     def booster_index(self) -> int:

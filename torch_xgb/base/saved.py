@@ -129,6 +129,31 @@ def load_saved(base: Optimizer, state_dict: Mapping[str, Any]) -> None:
     for i, (had, group) in enumerate(zip(before, base.param_groups, strict=True)):
         if missing := sorted(key for key in had & base.defaults.keys() if key not in group):
             raise ValueError(_unlike(f"param_groups[{i}] lacks {missing[0]!r}"))
+    if type(base).load_state_dict is Optimizer.load_state_dict:
+        _as_saved(base, state_dict)
+
+
+def _as_saved(base: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Give state back the dtype that it was saved in: torch casts it to its Parameter's.
+
+    NAdam's, ASGD's and others' scalars are float32 beside Parameters of any dtype.
+    """
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in base.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state_dict["state"].get(number, {}).items():
+            base.state[parameter][key] = _uncast(base.state[parameter].get(key), value)
+
+
+def _uncast(loaded: Any, saved: Any) -> Any:  # noqa: ANN401
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
+    if isinstance(loaded, dict) and isinstance(saved, Mapping):
+        return {key: _uncast(one, saved.get(key)) for key, one in loaded.items()}
+    plain = type(loaded) in (list, tuple) and type(saved) is type(loaded)
+    if plain and len(loaded) == len(saved):
+        return type(loaded)(map(_uncast, loaded, saved))
+    return loaded
 
 
 @contextmanager

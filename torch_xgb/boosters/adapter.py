@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.slots import Lent
 from torch_xgb.targets.layers import Target
 from torch_xgb.weights.weight import Weight
 
@@ -31,6 +32,7 @@ class Adapter:
     Attributes:
         bound: The Parameters lent to it, or None; written here alone.
         resting: Those that a copy of the model holds merged into its weights, or None.
+        lent: Where the bound ones are kept, and under which names.
         r: The rank in use, at most the Parameters' own.
         s: The scaling.
     """
@@ -42,13 +44,14 @@ class Adapter:
         self.tracing = tracing
         self.bound: Pair[nn.Parameter] | None = None
         self.resting: Pair[nn.Parameter] | None = None
+        self.lent: Lent | None = None
         self.r = 0
         self.s = 1.0
         self._handles: list[RemovableHandle] = []
 
-    def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
+    def take(self, lent: Lent, r: int, s: float) -> None:
         """Take a pair, and enter the forward pass with it."""
-        self.bound, self.r, self.s = parameters, r, s
+        self.lent, self.bound, self.r, self.s = lent, lent.parameters, r, s
         self.hook()
 
     def give_back(self) -> None:
@@ -140,7 +143,23 @@ class Adapter:
             self.tracing.seen = True
         if self.bound is None:
             return y
+        pair = self._standing_in(module)
+        if pair is None:
+            return y
         x = args[0] if args else next(iter(kwargs.values()))
-        if self.dropout and module.training:
-            x = nn.functional.dropout(x, self.dropout)
-        return self.form.forward(y, x, self.pair, self.s)
+        dropout = self.dropout if module.training else 0.0
+        return self.form.forward(y, x, pair, self.s, dropout)
+
+    def _standing_in(self, module: nn.Module) -> Pair[Tensor] | None:
+        """Return the pair to compute with: ``torch.func.functional_call`` puts tensors in.
+
+        It puts them where the factors are, which are computed with then, or where weights are, as
+        ``state_dict()`` gives them: such a weight holds the pair already.
+        """
+        here = None if self.lent is None else self.lent.here()
+        if here is not None:
+            return self.form.narrow(here, self.r)
+        given = [module._parameters.get(weight.attribute) for weight in self.weights]
+        if any(value is not None and not isinstance(value, nn.Parameter) for value in given):
+            return None
+        return self.pair

@@ -91,7 +91,9 @@ def _is_followed() -> bool:
     return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
 
 
-def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -> Tensor:
+def edit_low_rank(
+    y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float, read: Tensor | None = None
+) -> Tensor:
     """Return y + s·B(A y + b), an edit of a representation; backward keeps y and A y + b.
 
     Args:
@@ -100,12 +102,14 @@ def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -
         B: U₂ᵀ of shape ``(features, r)``.
         b: Shape ``(r,)``, or None.
         s: The scaling.
+        read: What A reads instead of y, laid out alike: y after dropout.
 
     References:
         MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
     """
     with _as_given(y):
-        h = torch.nn.functional.linear(y, A.to(y.dtype), None if b is None else b.to(y.dtype))
+        source = y if read is None else read
+        h = torch.nn.functional.linear(source, A.to(y.dtype), None if b is None else b.to(y.dtype))
         return torch.addmm(_rows(y), _rows(h), B.to(y.dtype).T, alpha=s).view(y.shape)
 
 

@@ -297,3 +297,19 @@ def test_biases_of_maps_whose_weights_are_tied_are_saved_as_biases() -> None:
     }
     assert saved["0.0.weight"] is saved["1.0.weight"]
     assert not torch.equal(saved["0.0.bias"], saved["1.0.bias"])
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_copies_of_tied_maps(with_optimizer: bool) -> None:
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(nn.Sequential(first, nn.Tanh()), nn.Sequential(second, nn.Tanh()))
+    optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=4, layers_per_booster=None, lr=0.1)
+    x = torch.ones(2, 6)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    twin = copy.deepcopy((model, optimizer) if with_optimizer else (model,))[0]
+    assert twin[0][0].weight is twin[1][0].weight
+    torch.testing.assert_close(twin(x), model(x))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,16 @@ class Adapter:
         self.r = 0
         self.s = 1.0
         self._handles: list[RemovableHandle] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
+        """Copy it, what reaches the model last: a tied weight's other modules ask for the pair."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        last = ("target", "_handles")
+        vars(twin).update({n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n not in last})
+        twin.target = copy.deepcopy(self.target, memo)
+        twin._handles = copy.deepcopy(self._handles, memo)
+        return twin
 
     def take(self, lent: Lent, r: int, s: float) -> None:
         """Take a pair, and enter the forward pass with it."""

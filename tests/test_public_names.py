@@ -42,6 +42,7 @@ COMMANDS = [
     "papers_cards",
     "plan_check",
     "quantised",
+    "reliability",
     "report",
     "scaling",
     "speed",
@@ -104,6 +105,8 @@ def test_the_command_line(command: list[str], says: list[str]) -> None:
 def test_a_benchmark_is_a_command(name: str) -> None:
     """Found under its name, and doing something when it is run."""
     spec = importlib.util.find_spec(f"benchmarks.{name}")
+    if spec is not None and spec.submodule_search_locations is not None:  # a command in parts
+        spec = importlib.util.find_spec(f"benchmarks.{name}.__main__")
     assert spec is not None and spec.origin is not None
     source = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     tests = [ast.unparse(node.test) for node in source.body if isinstance(node, ast.If)]
@@ -113,4 +116,5 @@ def test_a_benchmark_is_a_command(name: str) -> None:
 def test_every_command_of_the_benchmarks_is_listed() -> None:
     folder = ROOT / "benchmarks"
     found = [p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8")]
+    found += [p.parent.name for p in folder.glob("*/__main__.py")]
     assert sorted(found) == COMMANDS

@@ -106,7 +106,9 @@ def zero(folder: Path, stage: int) -> str:
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     store = folder / f"store{os.getpid()}"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=0, world_size=1
+    )
     config = {
         "train_micro_batch_size_per_gpu": 8,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
@@ -143,8 +145,8 @@ def zero(folder: Path, stage: int) -> str:
 
 
 ROUTES: dict[str, tuple[Work, int, int]] = {  # what runs, kills in the quick run, and in all
-    "loop": (loop, 5, 40),
-    "ledger": (partial(loop, record=True), 5, 30),
+    "loop": (loop, 3, 40),
+    "ledger": (partial(loop, record=True), 3, 30),
     "trainer": (trainer, 0, 15),
     "zero1": (partial(zero, stage=1), 0, 8),
     "zero3": (partial(zero, stage=3), 0, 7),

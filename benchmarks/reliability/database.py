@@ -113,5 +113,3 @@ def _resumes(optimizer_class: type[Optimizer], kwargs: dict[str, Any]) -> str:
             step(ours, theirs, number)
     same = digest(model.state_dict()) == digest(other.state_dict())
     return "" if same else "a resumed run differs from one that went on"
-
-

@@ -21,7 +21,7 @@ KINDS = [Kind("stack", "head"), Kind("bfloat16", "residual"), Kind("stack", "car
 def run(quick: bool, seed: int) -> Counts:
     """Train for long, with a ledger once, and look at what grows."""
     warnings.simplefilter("ignore")
-    counts, steps = Counts(), 480 if quick else 20_000
+    counts, steps = Counts(), 320 if quick else 20_000
     for kind in KINDS[:1] if quick else KINDS:
         with counts.fault(f"{kind.model}, {kind.settings}") as fault:
             fault.wrong = _grown(kind, steps, counts.figures)

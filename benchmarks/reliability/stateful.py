@@ -32,7 +32,9 @@ def machine(child: Child, interrupts: bool, calls: list[int] | None = None) -> A
     class Lives(RuleBasedStateMachine):
         life: Life
 
-        @initialize(model=st.sampled_from(sorted(MODELS)), settings=st.sampled_from(sorted(SETTINGS)))
+        @initialize(
+            model=st.sampled_from(sorted(MODELS)), settings=st.sampled_from(sorted(SETTINGS))
+        )
         def begin(self, model: str, settings: str) -> None:
             self.life = Life(Kind(model, settings), child)
 

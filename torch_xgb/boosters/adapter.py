@@ -56,7 +56,9 @@ class Adapter:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         last = ("target", "_handles")
-        vars(twin).update({n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n not in last})
+        vars(twin).update(
+            {n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n not in last}
+        )
         twin.target = copy.deepcopy(self.target, memo)
         twin._handles = copy.deepcopy(self._handles, memo)
         return twin

@@ -1,7 +1,7 @@
 """PyTorch's own database of optimizers: each of its inputs, boosted and beside the plain class.
 
-For as long as a booster lasts its factors are what the plain class makes of copies of them, bitwise;
-a run that is saved within one goes on bitwise.
+For as long as a booster lasts its factors are what the plain class makes of copies of them,
+bitwise; a run that is saved within one goes on bitwise.
 """
 
 from __future__ import annotations

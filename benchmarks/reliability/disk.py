@@ -1,5 +1,7 @@
-"""A ledger's folder that is full, read-only, deleted or another's: said clearly, nothing complete
-is lost, and when the cause is gone the run goes on to the weights of one that was let be.
+"""A ledger's folder that is full, read-only, deleted or another's.
+
+It is said clearly, nothing complete is lost, and when the cause is gone the run goes on to the
+weights of one that was let be.
 """
 
 from __future__ import annotations

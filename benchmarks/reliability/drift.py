@@ -15,8 +15,8 @@ from torch_xgb import BoostedLowRankOptimizer
 __all__ = ["run"]
 
 SIZE = 24
-# The dtype, the policy, and what is allowed: of the distance travelled (float32), or in units in the
-# last place of the largest weight (a residual is off by a rounding however many merges there were).
+# The dtype, the policy, and what is allowed: of the distance travelled, or in units in the last
+# place of the largest weight (a residual is off by a rounding however many merges there were).
 CASES: list[tuple[torch.dtype, str, str, float]] = [
     (torch.float64, "nearest", "relative", 1e-9),
     (torch.float32, "nearest", "relative", 1e-3),

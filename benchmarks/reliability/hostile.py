@@ -1,4 +1,4 @@
-"""Files that are not what they say: of a ledger, a packed one, a checkpoint, and an export's folder.
+"""Files that are not what they say: of a ledger, a packed one, a checkpoint, an export's folder.
 
 Each is refused in bounded time and memory with nothing changed, or read as what it was.
 """

@@ -1,6 +1,7 @@
-"""Interruptions at any line of ``step()``, ``merge()`` and ``finalize()``, as Ctrl-C or lack of
-memory make them: afterwards the model computes what it did before or what it would have after, and
-going on reaches the same weights.
+"""Interruptions at any line of ``step()``, ``merge()`` and ``finalize()``, as Ctrl-C makes them.
+
+Afterwards the model computes what it did before or what it would have after, and going on reaches
+the same weights.
 """
 
 from __future__ import annotations

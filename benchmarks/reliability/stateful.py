@@ -68,8 +68,18 @@ def machine(child: Child, interrupts: bool, calls: list[int] | None = None) -> A
     return Lives
 
 
-def live(child: Child, examples: int, steps: int, seed: int, interrupts: bool) -> int:
+def live(
+    child: Child, examples: int, steps: int, seed: int, interrupts: bool, shrink: bool = True
+) -> int:
     """Live so many lives of so many calls; return the calls.
+
+    Args:
+        child: Resumes what is saved.
+        examples: How many lives.
+        steps: How many calls a life has.
+        seed: What they are drawn from.
+        interrupts: Whether calls are interrupted as well.
+        shrink: Whether to look for the shortest life in which something does not hold.
 
     Raises:
         AssertionError: If something did not hold, with the life in which it did not.
@@ -85,7 +95,8 @@ def live(child: Child, examples: int, steps: int, seed: int, interrupts: bool) -
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
     seeded = hypothesis.seed(seed)(machine(child, interrupts, calls))
     run_state_machine_as_test(seeded, settings=told)
@@ -99,7 +110,7 @@ def run(quick: bool, seed: int) -> Counts:
     try:
         with counts.fault("lives") as fault:
             try:
-                done = live(child, 20 if quick else 1500, 12 if quick else 40, seed, True)
+                done = live(child, *((20, 12) if quick else (1500, 40)), seed, True, not quick)
             except AssertionError as error:
                 fault.wrong = "".join([str(error), *getattr(error, "__notes__", [])])
             else:

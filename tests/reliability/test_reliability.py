@@ -58,7 +58,7 @@ def test_interruptions() -> None:
 def test_lives_with_interruptions(child: Child) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        live(child, 40, 12, 0, interrupts=True)
+        live(child, 40, 12, 0, interrupts=True, shrink=False)
 
 
 # What looks for faults finds them

@@ -195,8 +195,7 @@ class BoostedLowRankOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401, D105
-        return passed_on(self.__dict__.get("base"), name)
+    __getattr__ = passed_on  # what the base alone has
 
     @property
     def booster_index(self) -> int:

@@ -48,13 +48,11 @@ def test_lives(child: Child) -> None:
         assert live(child, 15, 12, 0, interrupts=False) > 50
 
 
-@pytest.mark.xfail(reason="a merge is not restartable at every instruction yet", strict=True)
 def test_interruptions() -> None:
     counts = interruptions.run(True, 0)
     assert counts.good, "\n".join(counts.wrong)
 
 
-@pytest.mark.xfail(reason="a merge is not restartable at every instruction yet", strict=True)
 def test_lives_with_interruptions(child: Child) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -72,8 +72,8 @@ class Wrapped:
         self._fresh_start.apply(self.optimizer, counters)
 
 
-def passed_on(base: Optimizer | None, name: str) -> Any:  # noqa: ANN401
-    """Return an attribute of the base that the optimizer around it does not have.
+def passed_on(optimizer: Optimizer, name: str) -> Any:  # noqa: ANN401
+    """Return an attribute that an optimizer does not have, and its ``base`` has.
 
     Public ones, such as schedule-free's ``train()`` and ``eval()``, and methods of the base's class
     that its schedulers call, such as Adafactor's ``_get_lr()``. Private state stays hidden: much of
@@ -82,6 +82,7 @@ def passed_on(base: Optimizer | None, name: str) -> Any:  # noqa: ANN401
     Raises:
         AttributeError: If there is none, or it is a step, which would train past the boosting.
     """
+    base = vars(optimizer).get("base")  # while it is made or unpickled, none
     of_class = callable(getattr(type(base), name, None))
     if base is None or name.startswith("__") or (name.startswith("_") and not of_class):
         raise AttributeError(f"BoostedLowRankOptimizer has no attribute {name!r}")

@@ -6,6 +6,7 @@ checkpoints, and DeepSpeed's under ZeRO 1 and 3.
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
@@ -153,11 +154,19 @@ ROUTES: dict[str, tuple[Work, int, int]] = {  # what runs, kills in the quick ru
 }
 
 
+_BEFORE = {
+    "trainer": ("torch_xgb.integrations.transformers",),
+    "zero": ("deepspeed", "torch_xgb.integrations.deepspeed"),
+}
+
+
 def run(quick: bool, seed: int) -> Counts:
     """Kill runs of every route, and begin each again until it ends."""
     counts, dice = Counts(), random.Random(seed)
     for name, (work, few, many) in ROUTES.items():
         if kills := few if quick else many:
+            for module in _BEFORE.get(name.rstrip("13"), ()):
+                importlib.import_module(module)  # once, and not in every process anew
             counts.add(_route(name, work, kills, dice))
     return counts
 

@@ -16,8 +16,8 @@ __all__ = ["run"]
 
 SIZE = 24
 # The dtype, the policy, and what is allowed: of the distance travelled, or in units in the last
-# place of the largest weight (a residual is off by a rounding however many merges there were), or in
-# standard deviations of the mean error (stochastic rounding is off at random, and not on average).
+# place of the largest weight (a residual is off by a rounding however many merges there were), or
+# in deviations of the mean error (stochastic rounding is off at random, and not on average).
 CASES: list[tuple[torch.dtype, str, str, float]] = [
     (torch.float64, "nearest", "relative", 1e-9),
     (torch.float32, "nearest", "relative", 1e-3),

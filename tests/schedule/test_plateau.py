@@ -113,3 +113,12 @@ def test_a_policy_that_cannot_be_copied_is_refused() -> None:
         boosted(model, Locked())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     boosted(model, of(2))
+
+
+@pytest.mark.parametrize("state", [3, "x", [], None], ids=repr)
+def test_a_policys_state_that_is_none_is_refused(state: object) -> None:
+    model = stack()
+    optimizer = boosted(model, of(2))
+    saved = optimizer.state_dict()
+    with pytest.raises(ValueError, match="policy's state is"):
+        optimizer.boosting.course.check({**saved["booster"], "policy": state})

@@ -158,7 +158,7 @@ class Course:
             ValueError: If it cannot load it.
         """
         if self.policy is None or not isinstance(state, Mapping):
-            if (self.policy is None) != (state is None):
+            if self.policy is not None or state is not None:
                 raise ValueError(f"the state is damaged: its policy's state is {state!r}")
             return
         try:

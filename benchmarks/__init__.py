@@ -9,6 +9,8 @@ way, each knowing only those before it, and none of them a command:
     runs       running a training run and keeping its record
     tables     laying out what was found, as tables, plots and pages
 
+``reliability`` is a command in parts, which the tests run too.
+
 One more command: a module here with ``command.parser`` (``benchmarks.runs.command``), and whatever
 it needs in the rooms. What is recorded lies in ``results/``.
 """

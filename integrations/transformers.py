@@ -230,7 +230,10 @@ class BoostingCallback(TrainerCallback):
             handle.remove()
         self._handles, self._losses = [], []
         if self.finalize:
-            _boosted(kwargs.get("optimizer")).finalize()
+            optimizer = _boosted(kwargs.get("optimizer"))
+            if callable(averaged := getattr(optimizer, "eval", None)):
+                averaged()  # of schedule-free bases, whose result is the averages
+            optimizer.finalize()
 
     def _remember(self, report: MergeReport) -> None:
         self._last = report

@@ -44,6 +44,7 @@ COMMANDS = [
     "plan_check",
     "quantised",
     "rates",
+    "reliability",
     "report",
     "scaling",
     "speed",
@@ -106,6 +107,8 @@ def test_the_command_line(command: list[str], says: list[str]) -> None:
 def test_a_benchmark_is_a_command(name: str) -> None:
     """Found under its name, and doing something when it is run."""
     spec = importlib.util.find_spec(f"benchmarks.{name}")
+    if spec is not None and spec.submodule_search_locations is not None:  # a command in parts
+        spec = importlib.util.find_spec(f"benchmarks.{name}.__main__")
     assert spec is not None and spec.origin is not None
     source = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     tests = [ast.unparse(node.test) for node in source.body if isinstance(node, ast.If)]
@@ -115,4 +118,5 @@ def test_a_benchmark_is_a_command(name: str) -> None:
 def test_every_command_of_the_benchmarks_is_listed() -> None:
     folder = ROOT / "benchmarks"
     found = [p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8")]
+    found += [p.parent.name for p in folder.glob("*/__main__.py")]
     assert sorted(found) == COMMANDS

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.base.wrapped import Wrapped, passed_on
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
@@ -169,7 +169,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The base's groups: [0] the factors, [1] the modules trained in full, if any."""
+        """The base's: [0] the factors, [1] the modules trained in full, if any."""
         self.boosting.followed.keep_up(self.base)
         return self.base.param_groups
 
@@ -195,6 +195,8 @@ class BoostedLowRankOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
 
+    __getattr__ = passed_on  # what the base alone has
+
     @property
     def booster_index(self) -> int:
         """t, the number of boosters merged before the active one."""
@@ -216,14 +218,14 @@ class BoostedLowRankOptimizer(Optimizer):
 
         Under a rank schedule, a booster of a lower rank uses views of a part of them.
         """
-        pairs = self.boosting.booster.active_pairs
-        return {name: (pair.A, pair.B) for name, pair in pairs.items()}
+        return {n: (pair.A, pair.B) for n, pair in self.boosting.booster.active_pairs.items()}
 
     @property
     def targets(self) -> dict[str, str]:
         """Every module that may be drawn, with its layer's name."""
-        layers = self.boosting.selection.layers
-        return {target.name: layer.name for layer in layers for target in layer.targets}
+        return {
+            t.name: layer.name for layer in self.boosting.selection.layers for t in layer.targets
+        }
 
     @property
     def chain(self) -> Chain | None:
@@ -251,8 +253,7 @@ class BoostedLowRankOptimizer(Optimizer):
         if self._wrapped.only_fills_state():
             return None
         if self.boosting.catch_up() and closure is None:
-            warnings.warn(_TRAINED_NOTHING, stacklevel=2)
-            return None
+            return warnings.warn(_TRAINED_NOTHING, stacklevel=2)
         self.boosting.before_step(self.base)
         try:
             loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
@@ -265,8 +266,7 @@ class BoostedLowRankOptimizer(Optimizer):
         """End the active booster now: merge it, forget it, draw the next and start it afresh.
 
         Raises:
-            RuntimeError: After ``finalize()``; or if a factor is not finite, in which case nothing
-                is changed.
+            RuntimeError: After ``finalize()``; or if a factor is not finite. Nothing is changed.
         """
         self.boosting.require_attached("merge()")
         self.boosting.merge()
@@ -301,9 +301,8 @@ class BoostedLowRankOptimizer(Optimizer):
     def observe(self, loss: float | Tensor) -> None:
         """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
 
-        Call it before ``step()``, with the mean over accumulated batches. It is averaged over the
-        processes that train the model, so that all decide alike. A closure given to ``step()`` is
-        observed by itself.
+        Call it before ``step()``, with the mean over accumulated batches; processes that train the
+        model average it. A closure given to ``step()`` is observed by itself.
         """
         self.boosting.observe(loss)
 
@@ -350,6 +349,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what is ours: schedulers patch ``step`` on the instance, which cannot travel."""
+        self.boosting.complete()
         torchs = ("_optimizer_", "_zero_grad_profile_name", "_patched_step_function", "step")
         return {key: value for key, value in self.__dict__.items() if not key.startswith(torchs)}
 
@@ -388,7 +388,7 @@ class BoostedLowRankOptimizer(Optimizer):
 
 _TRAINED_NOTHING = (
     "the last booster was merged only now, as an earlier step() or merge() could not do it: the "
-    "gradients were its own, and this step trained nothing. The next ones are the next booster's"
+    "gradients were its own, and this step trained nothing"
 )
 
 

@@ -182,8 +182,16 @@ def differences(theirs: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     return [
         name
         for name, value in here.items()
-        if canonical(theirs.get(name, defaults.get(name))) != canonical(value)
+        if _as_text(theirs.get(name, defaults.get(name))) != canonical(value)
     ]
+
+
+def _as_text(value: object) -> str:
+    """Return what another run saved as text, be it what no run saves."""
+    try:
+        return canonical(value)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
 
 
 def canonical(value: object) -> str:

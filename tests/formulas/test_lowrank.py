@@ -383,3 +383,22 @@ def test_selective_checkpointing() -> None:
         )
         ends.append(train(model, optimizer, batches(5)).losses)
     assert ends[0] == pytest.approx(ends[1], rel=1e-12)
+
+
+def test_dropout_acts_on_what_a_direft_pair_reads() -> None:
+    model = nn.Sequential(nn.Linear(5, 30, dtype=torch.float64))
+    optimizer = boosted(model, r=2, adapter="direft", lora_dropout=0.3)
+    fill(optimizer)
+    x = torch.randn(1, 5, dtype=torch.float64)
+    y = nn.functional.linear(x, model[0].weight, model[0].bias)
+    model.eval()
+    whole = model(x)
+    assert torch.equal(model(x), whole)
+    A, B = optimizer.active_factors["0"]
+    model.train()
+    with torch.no_grad():
+        outputs = model(x.expand(20000, -1))
+    mean, error = outputs.mean(0), outputs.std(0) / 20000**0.5
+    assert ((mean - whole[0]).abs() < 5 * error).all()
+    variance = (0.3 / 0.7) * ((B @ A) ** 2 @ (y[0] ** 2))
+    torch.testing.assert_close(outputs.var(0), variance.detach(), rtol=0.05, atol=0)

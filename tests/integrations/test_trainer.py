@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bases import Averaging
 from torch_xgb import BoostedLowRankOptimizer, Chain, LossPlateau
 
 SETTINGS: dict[str, Any] = {"r": 1, "kappa": 3, "layers_per_booster": 2, "lr": 1e-2}
@@ -152,6 +153,22 @@ def test_knots_from_the_loss(tmp_path: Path) -> None:
     trainer.train()
     # Booster 0 sets the best loss, booster 1 does not improve on it tenfold: the run has converged.
     assert trainer.state.global_step == 4
+
+
+def test_a_schedule_free_base_ends_with_its_averages(tmp_path: Path) -> None:
+    trainer = make(tmp_path, settings={"base": Averaging, "lr": 0.5, "kappa": 100})
+    trainer.add_callback(BoostingCallback(trainer, finalize=False))
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    in_training = trainer.model.state_dict()
+    optimizer.eval()
+    averages = trainer.model.state_dict()
+    again = make(tmp_path, settings={"base": Averaging, "lr": 0.5, "kappa": 100})
+    again.add_callback(BoostingCallback(again))
+    again.train()
+    name = next(iter(optimizer.active_factors)) + ".weight"
+    assert not torch.equal(in_training[name], averages[name])
+    torch.testing.assert_close(again.model.state_dict()[name], averages[name])
 
 
 def test_early_stopping_on_the_ledger(tmp_path: Path) -> None:

@@ -173,3 +173,14 @@ def _raised_in(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else trace.tb_frame.f_code.co_filename
+
+
+@pytest.mark.parametrize(
+    "value", [b"x", torch.ones(2), {1: 2, "a": 3}, {(1, 2): 3}], ids=lambda value: str(value)[:9]
+)
+def test_a_setting_that_no_run_saves_is_refused(value: Any) -> None:
+    model, optimizer, _ = begin("head-bias")
+    state = copy.deepcopy(optimizer.state_dict())
+    state["booster"]["settings"]["init"] = value
+    with pytest.raises(ValueError, match="another configuration or model: init"):
+        optimizer.load_state_dict(state)

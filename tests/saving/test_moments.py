@@ -275,3 +275,41 @@ def test_a_learned_rate_outlives_boosters(named: tuple[str, ...]) -> None:
     group = optimizer.param_groups[0]
     assert (group["d"], group["d_numerator"], group["k"]) == (1e-6 * 2**7, 7.0, 1)
     assert group["mine"] == (2.0**7 if named else 2.0)
+
+
+def test_biases_of_maps_whose_weights_are_tied_are_saved_as_biases() -> None:
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(nn.Sequential(first, nn.Tanh()), nn.Sequential(second, nn.Tanh()))
+    optimizer = BoostedLowRankOptimizer(
+        AdamW, model, bias="targets", kappa=4, layers_per_booster=None, lr=0.1
+    )
+    for _ in range(2):
+        model(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    saved = model.state_dict()
+    assert {name: tuple(value.shape) for name, value in saved.items()} == {
+        "0.0.weight": (6, 6),
+        "0.0.bias": (6,),
+        "1.0.weight": (6, 6),
+        "1.0.bias": (6,),
+    }
+    assert saved["0.0.weight"] is saved["1.0.weight"]
+    assert not torch.equal(saved["0.0.bias"], saved["1.0.bias"])
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_copies_of_tied_maps(with_optimizer: bool) -> None:
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(nn.Sequential(first, nn.Tanh()), nn.Sequential(second, nn.Tanh()))
+    optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=4, layers_per_booster=None, lr=0.1)
+    x = torch.ones(2, 6)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    twin = copy.deepcopy((model, optimizer) if with_optimizer else (model,))[0]
+    assert twin[0][0].weight is twin[1][0].weight
+    torch.testing.assert_close(twin(x), model(x))

@@ -67,6 +67,45 @@ class Eager(Optimizer):
         return None if closure is None else closure()
 
 
+class Averaging(Optimizer):
+    """Schedule-free descent (Defazio et al., 2024): averages in evaluation, and two modes."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, beta: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "k": 0, "train_mode": False})
+
+    def eval(self) -> None:
+        self._move(False)
+
+    def train(self) -> None:
+        self._move(True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if not group["train_mode"]:
+                raise RuntimeError("not in train mode: call train()")
+            group["k"] += 1
+            for y in (p for p in group["params"] if p.grad is not None):
+                z = self.state[y].setdefault("z", y.clone())
+                x = y.lerp(z, 1 - 1 / group["beta"])
+                z.sub_(y.grad, alpha=group["lr"])
+                y.copy_(z.lerp(x.lerp(z, 1 / group["k"]), group["beta"]))
+        return loss
+
+    @torch.no_grad()
+    def _move(self, train: bool) -> None:
+        for group in self.param_groups:
+            weight = 1 - group["beta"] if train else 1 - 1 / group["beta"]
+            for p in group["params"] if group["train_mode"] != train else ():
+                if "z" in self.state.get(p, {}):
+                    p.lerp_(self.state[p]["z"], weight)
+            group["train_mode"] = train
+
+
 def adamw_of(params: Sequence[Tensor]) -> Optimizer:
     """A callable in place of a class."""
     return torch.optim.AdamW(params, lr=0.02, betas=(0.8, 0.9))

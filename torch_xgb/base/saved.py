@@ -113,8 +113,13 @@ def _alike(theirs: object, ours: object) -> bool:
     return isinstance(theirs, type(ours)) or isinstance(ours, type(theirs))
 
 
-def load_saved(base: Optimizer, state_dict: Mapping[str, Any]) -> None:
+def load_saved(base: Optimizer, state_dict: Mapping[str, Any], factors: Sequence[Tensor]) -> None:
     """Have the base load its part, by copy: torch's own way shares tensors with what it is given.
+
+    Args:
+        base: The base.
+        state_dict: Its part.
+        factors: The factors that were saved beside it, which those here may differ from in dtype.
 
     Raises:
         ValueError: If the base cannot load it, or comes to lack a setting.
@@ -129,6 +134,38 @@ def load_saved(base: Optimizer, state_dict: Mapping[str, Any]) -> None:
     for i, (had, group) in enumerate(zip(before, base.param_groups, strict=True)):
         if missing := sorted(key for key in had & base.defaults.keys() if key not in group):
             raise ValueError(_unlike(f"param_groups[{i}] lacks {missing[0]!r}"))
+    if type(base).load_state_dict is Optimizer.load_state_dict:
+        _as_saved(base, state_dict, factors)
+
+
+def _as_saved(base: Optimizer, state_dict: Mapping[str, Any], factors: Sequence[Tensor]) -> None:
+    """Give state back the dtype that it was saved in: torch casts it to its Parameter's.
+
+    NAdam's, ASGD's and others' scalars are float32 beside Parameters of any dtype. State of a
+    factor that is of another dtype now stays cast.
+    """
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in base.param_groups for parameter in group["params"]]
+    cast = {
+        here
+        for here, saved in zip(base.param_groups[0]["params"], factors, strict=True)
+        if here.dtype != saved.dtype
+    }
+    for number, parameter in zip(numbers, parameters, strict=True):
+        given = {} if parameter in cast else state_dict["state"].get(number, {})
+        for key, value in given.items():
+            base.state[parameter][key] = _uncast(base.state[parameter].get(key), value)
+
+
+def _uncast(loaded: Any, saved: Any) -> Any:  # noqa: ANN401
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
+    if isinstance(loaded, dict) and isinstance(saved, Mapping):
+        return {key: _uncast(one, saved.get(key)) for key, one in loaded.items()}
+    plain = type(loaded) in (list, tuple) and type(saved) is type(loaded)
+    if plain and len(loaded) == len(saved):
+        return type(loaded)(map(_uncast, loaded, saved))
+    return loaded
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from torch_xgb.base.steps import FreshStart, only_fills_state, scaled_lr
 
-__all__ = ["Wrapped"]
+__all__ = ["Wrapped", "passed_on"]
 
 T = TypeVar("T")
 
@@ -88,6 +88,29 @@ class Wrapped:
             counters: Whether what their group itself counts starts anew as well.
         """
         self._fresh_start.apply(self.optimizer, counters)
+
+
+def passed_on(optimizer: Optimizer, name: str) -> Any:  # noqa: ANN401
+    """Return an attribute that an optimizer does not have, and its ``base`` has.
+
+    Public ones, such as schedule-free's ``train()`` and ``eval()``, and methods of the base's class
+    that its schedulers call, such as Adafactor's ``_get_lr()``. Private state stays hidden: much of
+    it tells torch how to treat the base's own ``step()`` (``_step_supports_amp_scaling``).
+
+    Raises:
+        AttributeError: If there is none, or it is a step, which would train past the boosting.
+    """
+    base = vars(optimizer).get("base")  # while it is made or unpickled, none
+    of_class = callable(getattr(type(base), name, None))
+    if base is None or name.startswith("__") or (name.startswith("_") and not of_class):
+        raise AttributeError(f"BoostedLowRankOptimizer has no attribute {name!r}")
+    if name.endswith("_step") and of_class:
+        raise AttributeError(
+            f"{type(base).__name__}.{name}() would train past the boosting, which counts its steps "
+            "and merges at the last: give step() a closure, or call optimizer.base's method "
+            "knowing that it does not count"
+        )
+    return getattr(base, name)
 
 
 def _build(

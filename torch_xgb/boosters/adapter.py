@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.slots import Lent
 from torch_xgb.targets.layers import Target
 from torch_xgb.weights.weight import Weight
 
@@ -33,6 +35,7 @@ class Adapter:
     Attributes:
         bound: The Parameters lent to it, or None; written here alone.
         resting: Those that a copy of the model holds merged into its weights, or None.
+        lent: Where the bound ones are kept, and under which names.
         r: The rank in use, at most the Parameters' own.
         s: The scaling.
         idle: Parameters lent to nobody that are to get a gradient, of zeros, beside this pair's.
@@ -45,15 +48,28 @@ class Adapter:
         self.tracing = tracing
         self.bound: Pair[nn.Parameter] | None = None
         self.resting: Pair[nn.Parameter] | None = None
+        self.lent: Lent | None = None
         self.r = 0
         self.s = 1.0
         self.idle: tuple[nn.Parameter, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._conduct = Conduct()
 
-    def take(self, parameters: Pair[nn.Parameter], r: int, s: float) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
+        """Copy it, what reaches the model last: a tied weight's other modules ask for the pair."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        last = ("target", "_handles")
+        vars(twin).update(
+            {n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n not in last}
+        )
+        twin.target = copy.deepcopy(self.target, memo)
+        twin._handles = copy.deepcopy(self._handles, memo)
+        return twin
+
+    def take(self, lent: Lent, r: int, s: float) -> None:
         """Take a pair, and enter the forward pass with it."""
-        self.bound, self.r, self.s = parameters, r, s
+        self.lent, self.bound, self.r, self.s = lent, lent.parameters, r, s
         self._conduct.forget()
         self.hook()
 
@@ -153,13 +169,29 @@ class Adapter:
             self.tracing.seen = True
         if self.bound is None:
             return y
+        pair = self._standing_in(module)
+        if pair is None:
+            return y
         if not torch.compiler.is_compiling():
             self._conduct.check(self.target.name, module, self, (args, kwargs), y)
         x = args[0] if args else next(iter(kwargs.values()))
-        if self.dropout and module.training:
-            x = nn.functional.dropout(x, self.dropout)
-        y = self.form.forward(y, x, self.pair, self.s)
+        dropout = self.dropout if module.training else 0.0
+        y = self.form.forward(y, x, pair, self.s, dropout)
         return _Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
+
+    def _standing_in(self, module: nn.Module) -> Pair[Tensor] | None:
+        """Return the pair to compute with: ``torch.func.functional_call`` puts tensors in.
+
+        It puts them where the factors are, which are computed with then, or where weights are, as
+        ``state_dict()`` gives them: such a weight holds the pair already.
+        """
+        here = None if self.lent is None else self.lent.here()
+        if here is not None:
+            return self.form.narrow(here, self.r)
+        given = [module._parameters.get(weight.attribute) for weight in self.weights]
+        if any(value is not None and not isinstance(value, nn.Parameter) for value in given):
+            return None
+        return self.pair
 
 
 class _Beside(torch.autograd.Function):

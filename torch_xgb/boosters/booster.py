@@ -23,7 +23,7 @@ from torch_xgb.boosters.freeze import Freeze
 from torch_xgb.boosters.owner import Owner, claimed
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.readers import Readers
-from torch_xgb.boosters.slots import Slots
+from torch_xgb.boosters.slots import Lent, Slots
 from torch_xgb.checks import probability
 from torch_xgb.formulas.lowrank import kaiming_bound
 from torch_xgb.formulas.streams import by
@@ -177,7 +177,7 @@ class Booster:
 
     def lots(
         self, drawn: Iterable[int], values: Sequence[Tensor] | None = None
-    ) -> list[tuple[Adapter, Pair[nn.Parameter]]]:
+    ) -> list[tuple[Adapter, Lent]]:
         """Return the adapters of some layers with the pairs that binding them would lend.
 
         Args:
@@ -200,9 +200,9 @@ class Booster:
                 adapter.unhook()
         self.drawn = drawn
         self.named = []
-        for adapter, pair in self.lots(drawn):
-            adapter.take(pair, r, s)
-            self.named += [(adapter.target.name, factor) for factor in pair]
+        for adapter, lent in self.lots(drawn):
+            adapter.take(lent, r, s)
+            self.named += [(adapter.target.name, factor) for factor in lent.parameters]
         for factor in self.factors:
             factor.grad = None  # what it was lent to before is no reason to step
         self.tie_idle(self._ties)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_xgb.boosters.pair import Pair, Shapes
 from torch_xgb.formulas.lowrank import add_low_rank, edit_low_rank
@@ -41,8 +41,16 @@ class Form(Protocol):
     def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:
         """Return the part of a pair that a rank below its own uses."""
 
-    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:
-        """Return the output with the pair's share; may write into ``y``."""
+    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float) -> Tensor:
+        """Return the output with the pair's share; may write into ``y``.
+
+        Args:
+            y: The module's output.
+            x: Its input.
+            pair: The pair.
+            s: The scaling.
+            dropout: Probability of dropping an input of A, here and now.
+        """
 
     def weights(self, target: Target) -> tuple[Weight, ...]:
         """Return the weights a merge changes."""
@@ -71,7 +79,10 @@ class LoRA:
     def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:  # noqa: D102
         return pair if len(pair.A) == r else Pair(pair.A[:r], pair.B[:, :r], pair.b)
 
-    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:  # noqa: D102
+    def forward(  # noqa: D102
+        self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float
+    ) -> Tensor:
+        x = nn.functional.dropout(x, dropout) if dropout else x
         y = add_low_rank(y, x, pair.A, pair.B, s)
         return y if pair.b is None else y.add_(pair.b.to(y.dtype))
 
@@ -108,8 +119,11 @@ class DiReFT:
             return pair
         return Pair(pair.A[:r], pair.B[:, :r], None if pair.b is None else pair.b[:r])
 
-    def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float) -> Tensor:  # noqa: D102
-        return edit_low_rank(y, pair.A, pair.B, pair.b, s)
+    def forward(  # noqa: D102
+        self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float
+    ) -> Tensor:
+        read = nn.functional.dropout(y, dropout) if dropout else y
+        return edit_low_rank(y, pair.A, pair.B, pair.b, s, read)
 
     def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
         return (target.weight, *target.biases)

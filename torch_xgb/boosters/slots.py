@@ -6,6 +6,7 @@ import copy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch_xgb.boosters.pair import Pair, Shapes
 from torch_xgb.targets.layers import Layer, Target
 from torch_xgb.weights.wrappers import said_of_fsdp1
 
-__all__ = ["ShapesOf", "Slots", "require_plain"]
+__all__ = ["Lent", "ShapesOf", "Slots", "require_plain"]
 
 ShapesOf = Callable[[Target], Shapes]
 
@@ -47,11 +48,11 @@ class Slots(nn.Module):
                     values = torch.zeros(shape, dtype=dtype, device=weights[0].device)
                     self.register_parameter(name, nn.Parameter(values))
 
-    def lend(self, targets: Iterable[Target]) -> list[Pair[nn.Parameter]]:
+    def lend(self, targets: Iterable[Target]) -> list[Lent]:
         """Return a pair of each target's shapes, none twice."""
         free = {shapes: iter(names) for shapes, names in self.names.items()}
         named = [next(free[self.shapes_of(target)]) for target in targets]
-        return [Pair(*map(self.get_parameter, names)) for names in named]
+        return [Lent(self, names, names.map(self.get_parameter)) for names in named]
 
     def with_parameters(self, parameters: Iterable[nn.Parameter]) -> Slots:
         """Return slots like these that hold the given Parameters, in the order of these."""
@@ -87,6 +88,28 @@ class Slots(nn.Module):
         if moved.dtype == own.dtype:
             return super()._apply(fn, recurse)  # type: ignore
         return super()._apply(lambda p: p.to(moved.device), recurse)  # type: ignore
+
+
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """A pair that is lent to a target.
+
+    Attributes:
+        slots: Where it is kept.
+        names: The names it has there.
+        parameters: The pair.
+    """
+
+    slots: Slots
+    names: Pair[str]
+    parameters: Pair[nn.Parameter]
+
+    def here(self) -> Pair[Tensor] | None:
+        """Return what stands in the Parameters' places for a while, if others do."""
+        found = self.names.map(self.slots._parameters.get)
+        if all(isinstance(tensor, nn.Parameter) for tensor in found):  # or what a shard has of them
+            return None
+        return found  # type: ignore[return-value]
 
 
 def require_plain(model: nn.Module) -> None:

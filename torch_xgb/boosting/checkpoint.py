@@ -65,7 +65,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
     if writer is not None:
         writer.check_resumable(bookmark)
     with unchanged_on_error(base):
-        load_saved(base, of_base)
+        load_saved(base, of_base, saved["factors"])
         boosting.share_out(base)
         boosting.entry.load_state_dict(resumption, base)
         if resumption.begins:

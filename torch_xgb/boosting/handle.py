@@ -313,6 +313,7 @@ class Boosting:
     def follow(self, original: Boosting) -> None:
         """Go on like the boosting that this is a copy of."""
         self._pending.follow(original._pending)
+        self.catch_up_later()
 
     def told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
         """Return what others must have been told alike, in plain types."""

@@ -36,6 +36,10 @@ class Later:
         self._who = who
         self._handle: RemovableHandle | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy without the hook, which stays behind too."""
+        return {**self.__dict__, "_handle": None}
+
     def wait(self) -> None:
         """Begin to wait for a call."""
         if self._handle is None:

@@ -101,7 +101,9 @@ def is_followed() -> bool:
     return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
 
 
-def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -> Tensor:
+def edit_low_rank(
+    y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float, read: Tensor | None = None
+) -> Tensor:
     """Return y + s·B(A y + b), an edit of a representation; backward keeps y and A y + b.
 
     Args:
@@ -110,13 +112,14 @@ def edit_low_rank(y: Tensor, A: Tensor, B: Tensor, b: Tensor | None, s: float) -
         B: U₂ᵀ of shape ``(features, r)``.
         b: Shape ``(r,)``, or None.
         s: The scaling.
+        read: What A reads instead of y, laid out alike: y after dropout.
 
     References:
         MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
     """
     with _as_given(y):
         A, B, b = (None if one is None else one.to(y.device, y.dtype) for one in (A, B, b))  # type: ignore[assignment]
-        h = torch.nn.functional.linear(y, A, b)
+        h = torch.nn.functional.linear(y if read is None else read, A, b)
         if y.is_nested:  # no view of rows
             return y + s * torch.nn.functional.linear(h, B)
         return torch.addmm(_rows(y), _rows(h), B.T, alpha=s).view(y.shape)

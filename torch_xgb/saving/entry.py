@@ -136,7 +136,8 @@ class Entry:
         drawn = [weight for adapter, _ in lots for weight in adapter.weights]
         check_weights(saved["weights"], self.pending.weights, drawn)
         self._check_heads(saved.get("heads", {}))
-        pairs = self.booster.lots(draw.layers, saved["factors"]) if lots else []
+        lots = self.booster.lots(draw.layers, saved["factors"]) if lots else []
+        pairs = [(adapter, lent.parameters) for adapter, lent in lots]
         sealed = "seal" in saved or saved["version"] == 1  # which had none
         unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed)
         return Resumption(saved, progress, draw, unfolded)

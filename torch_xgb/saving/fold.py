@@ -90,12 +90,13 @@ class FoldIn:
 
     def _once(self, weight: Weight, stored: Tensor, state_dict: dict[str, Any]) -> Tensor:
         """Fold, or return what a module tied to this one got: its entries share a tensor."""
+        if len(weight.modules) == 1:  # as the biases of maps whose weights are tied
+            return fold(self.adapter, weight, stored)
         last = None if self._last is None else self._last()
         if last is not None and any(value is last for value in state_dict.values()):
             return last
         merged = fold(self.adapter, weight, stored)
-        if len(weight.modules) > 1:
-            self._last = weakref.ref(merged)
+        self._last = weakref.ref(merged)
         return merged
 
 

@@ -34,7 +34,8 @@ class Course:
         progress: How far the boosting is.
         draw: What the active booster is.
         due: Whether the active booster has ended, and is not merged yet.
-        policy: What watches the loss, if ``kappa`` is such a thing.
+        policy: What watches the loss, if ``kappa`` is such a thing: a copy, so that what was told
+            may be told to another run, which begins anew.
         most_r: The highest rank room is to be made for.
         most_L_s: The largest number of layers room is to be made for.
 
@@ -44,9 +45,10 @@ class Course:
     """
 
     def __init__(self, settings: Settings, num_layers: int) -> None:
-        self._ends = boundary(settings.kappa, settings.least_steps)
+        kappa = settings.kappa
+        self.policy = _own(kappa) if isinstance(kappa, LossPolicy) else None
+        self._ends = boundary(kappa if self.policy is None else self.policy, settings.least_steps)
         self._draws = draws(settings, num_layers)
-        self.policy = settings.kappa if isinstance(settings.kappa, LossPolicy) else None
         self.most_r, self.most_L_s = self._draws.most_r, self._draws.most_L_s
         self.progress, self.draw = Progress(), self._draws.booster(0)
         self._first = self.draw
@@ -164,7 +166,7 @@ class Course:
             ValueError: If it cannot load it.
         """
         if self.policy is None or not isinstance(state, Mapping):
-            if (self.policy is None) != (state is None):
+            if self.policy is not None or state is not None:
                 raise ValueError(f"the state is damaged: its policy's state is {state!r}")
             return
         try:
@@ -173,3 +175,19 @@ class Course:
             raise ValueError(
                 f"{type(self.policy).__name__} cannot load its state: {error}"
             ) from error
+
+
+def _own(policy: LossPolicy) -> LossPolicy:
+    """Return a copy of a policy.
+
+    Raises:
+        TypeError: If it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(policy)
+    except Exception as error:
+        raise TypeError(
+            f"kappa={type(policy).__name__}(…) must be one that copy.deepcopy copies, as each run "
+            f"has a policy of its own: {error}. Give it a __deepcopy__ that returns one of the "
+            "same settings"
+        ) from error

@@ -40,7 +40,8 @@ class LossPlateau:
     COLA names knots chosen by the convergence of the loss as future work; XGBLoRA stops "until a
     convergence criterion is met". This is one rule for both: a booster has converged after
     ``patience`` steps without an improvement of the smoothed loss by ``min_improvement`` of its
-    size, and the run after ``stop_after`` boosters without one.
+    size, and the run after ``stop_after`` boosters without one. What improves slowly but steadily
+    adds up: every loss is compared with that of the last improvement, not with the last loss.
 
     Args:
         patience: Steps without improvement that end a booster.
@@ -48,8 +49,8 @@ class LossPlateau:
         smoothing: Weight of the past in the exponential moving average of the loss, in [0, 1).
         min_steps: A booster's floor on κ.
         max_steps: Its ceiling; None for no ceiling.
-        stop_after: Boosters in a row that must fail to improve the best loss of the run before
-            ``converged`` turns true; None never stops.
+        stop_after: Boosters in a row that must fail to improve the loss of the run's last
+            improvement before ``converged`` turns true; None never stops.
 
     Example:
         >>> policy = LossPlateau(patience=2, min_steps=1, smoothing=0.0)
@@ -83,12 +84,12 @@ class LossPlateau:
         if self.max_steps is not None and self.max_steps < self.min_steps:
             raise ValueError(f"max_steps={max_steps} is below min_steps={min_steps}")
         self._average, self._weight = 0.0, 0.0
-        self._best, self._stale, self._seen = math.inf, 0, 0
+        self._best, self._lowest, self._stale, self._seen = math.inf, math.inf, 0, 0
         self._run_best, self._idle_boosters = math.inf, 0
 
     @property
     def converged(self) -> bool:
-        """Whether ``stop_after`` boosters in a row have not improved the best loss of the run."""
+        """Whether ``stop_after`` boosters in a row have not improved the loss of the run."""
         return self.stop_after is not None and self._idle_boosters >= self.stop_after
 
     def observe(self, loss: float) -> None:
@@ -106,6 +107,7 @@ class LossPlateau:
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
         self._weight = self.smoothing * self._weight + (1 - self.smoothing)
         smoothed = self._average / self._weight
+        self._lowest = min(self._lowest, smoothed)
         if self._improves(smoothed, self._best):
             self._best, self._stale = smoothed, 0
         else:
@@ -128,11 +130,11 @@ class LossPlateau:
 
     def begin(self) -> None:
         """Begin a new booster: the average goes on, the best starts over."""
-        improved = self._improves(self._best, self._run_best)
-        if self._seen:
-            self._idle_boosters = 0 if improved else self._idle_boosters + 1
-        self._run_best = min(self._run_best, self._best)
-        self._best, self._stale, self._seen = math.inf, 0, 0
+        if self._improves(self._lowest, self._run_best):
+            self._run_best, self._idle_boosters = self._lowest, 0
+        elif self._seen:
+            self._idle_boosters += 1
+        self._best, self._lowest, self._stale, self._seen = math.inf, math.inf, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""
@@ -145,6 +147,7 @@ class LossPlateau:
             ValueError: If they are not those of a ``LossPlateau``.
         """
         own = self.state_dict()
+        state = {"_lowest": state.get("_best"), **state}  # which states of before did not have
         wrong = [
             key
             for key in own.keys() | state.keys()

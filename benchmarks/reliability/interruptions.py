@@ -1,0 +1,168 @@
+"""Interruptions at any line of ``step()``, ``merge()`` and ``finalize()``, as Ctrl-C makes them.
+
+Afterwards the model computes what it did before or what it would have after, and going on reaches
+the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torch_xgb
+from benchmarks.reliability.counts import Counts, Fault
+from benchmarks.reliability.subjects import Kind, batch, boosted, digest, model_of, step
+from torch_xgb import BoostedLowRankOptimizer
+
+__all__ = ["Interruption", "interrupted", "lines_of", "run"]
+
+_HERE = str(Path(torch_xgb.__file__).resolve().parent)
+KINDS = [
+    Kind("stack", "plain"),
+    Kind("bfloat16", "residual"),
+    Kind("stack", "direft"),
+    Kind("stack", "carry"),
+    Kind("tied", "bias"),
+    Kind("uneven", "head"),
+]
+
+
+class Interruption(BaseException):
+    """What is raised: no Exception, as KeyboardInterrupt is none."""
+
+
+def lines_of(act: Callable[[], object], at: int | None = None) -> int:
+    """Call something, raising at the ``at``-th line of the library's; return how many it ran."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(_HERE):
+            return None
+        if event == "line":
+            count += 1
+            if count == at:
+                raise Interruption(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def interrupted(act: Callable[[], object], at: int) -> bool:
+    """Call something and interrupt it at a line; return whether it came to that."""
+    try:
+        lines_of(act, at)
+    except Interruption:
+        return True
+    return False
+
+
+def run(quick: bool, seed: int) -> Counts:
+    """Interrupt every call of every kind: at a few lines, or at every third."""
+    warnings.simplefilter("ignore")
+    counts, dice = Counts(), random.Random(seed)
+    for kind in KINDS[:2] if quick else KINDS:
+        for call in ("step", "merge", "finalize"):
+            count = _count(kind, call)
+            every = sorted(dice.sample(range(1, count + 1), min(count, 6))) if quick else range(dice.randrange(1, 4), count + 1, 3)  # fmt: skip  # noqa: E501
+            for at in every:
+                with counts.fault(f"{kind.model}, {kind.settings}, {call}(), line {at}") as fault:
+                    one(kind, call, at, fault)
+    return counts
+
+
+def one(kind: Kind, call: str, at: int, fault: Fault) -> None:
+    """Interrupt one call, look at the function, go on, and compare with a run that was let be."""
+    model, optimizer = _ready(kind, call)
+    twin_model, twin = _ready(kind, call)
+    before = _outputs(model, kind)
+    _act(call, twin_model, twin)
+    after = _outputs(twin_model, kind)
+    try:
+        lines_of(lambda: _act(call, model, optimizer), at)
+        return
+    except Interruption as where:
+        line = str(where)
+    now = _outputs(model, kind)
+    bound = {torch.bfloat16: 0.1}.get(kind.dtype, 1e-4) * max(1.0, float(before.abs().max()))
+    if min(float((now - then).abs().max()) for then in (before, after)) > bound:
+        fault.wrong = f"neither the function of before nor of after ({line})"
+        return
+    try:
+        _go_on(call, model, optimizer, twin_model, twin, fault)
+    except Exception as error:
+        fault.raised(error)
+        if not fault.wrong:
+            fault.wrong = f"cannot go on ({line}): {error}"
+            fault.refused = False
+    if fault.wrong and line not in fault.wrong:
+        fault.wrong += f" ({line})"
+
+
+def _go_on(
+    call: str,
+    model: nn.Module,
+    optimizer: BoostedLowRankOptimizer,
+    twin_model: nn.Module,
+    twin: BoostedLowRankOptimizer,
+    fault: Fault,
+) -> None:
+    """Repeat what was interrupted unless it is done, and finish both runs."""
+    done = twin.boosting.course.progress
+    if call == "finalize":
+        optimizer.finalize()
+    elif call == "merge" and optimizer.booster_index < done.booster_index:
+        optimizer.merge()
+    elif call == "step":
+        if optimizer.boosting.course.progress.total_steps < done.total_steps:
+            _act(call, model, optimizer)
+        elif optimizer.booster_index < done.booster_index:
+            optimizer.merge()
+    if call != "finalize":
+        for ours, theirs in ((model, optimizer), (twin_model, twin)):
+            for number in range(10, 14):
+                step(ours, theirs, number)
+            theirs.finalize()
+    if digest(model.state_dict()) != digest(twin_model.state_dict()):
+        fault.wrong = "going on reaches other weights"
+
+
+def _ready(kind: Kind, call: str) -> tuple[nn.Module, BoostedLowRankOptimizer]:
+    """Make a run one step before the end of booster 1, so that a step merges."""
+    model = model_of(kind)
+    optimizer = boosted(model, kind)
+    for number in range(5):
+        step(model, optimizer, number)
+    return model, optimizer
+
+
+def _act(call: str, model: nn.Module, optimizer: BoostedLowRankOptimizer) -> None:
+    if call != "step":
+        getattr(optimizer, call)()
+        return
+    step(model, optimizer, 5)
+
+
+def _count(kind: Kind, call: str) -> int:
+    model, optimizer = _ready(kind, call)
+    return lines_of(lambda: _act(call, model, optimizer))
+
+
+def _outputs(model: nn.Module, kind: Kind) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model(batch(0, kind.dtype)[0]).double())

@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -404,10 +405,10 @@ class Toy:
         return self
 
     def gradient(self, name: str) -> torch.Tensor:
-        weight = self.model.get_parameter(f"{name}.weight").requires_grad_()
-        loss = (self.model(self.x) - self.y).square().mean()
+        model = copy.deepcopy(self.model)
+        weight = model.get_parameter(f"{name}.weight").requires_grad_()
+        loss = (model(self.x) - self.y).square().mean()
         (found,) = torch.autograd.grad(loss, weight)
-        weight.requires_grad_(False)
         return found
 
 

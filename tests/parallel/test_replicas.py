@@ -216,7 +216,8 @@ def _before_init(joined: bool) -> Any:
         except ValueError as error:
             return str(error)
         optimizer.zero_grad()
-        assert policy._average == losses[-1]
+        seen = optimizer.boosting.course.policy
+        assert seen is not policy and seen._average == losses[-1]
     return optimizer.booster_index
 
 

@@ -68,7 +68,7 @@ class Readers:
             names = {weight.attribute for weight in adapter.weights}
             for holder in adapter.target.modules:
                 kept = holder.__dict__["_parameters"]
-                if type(kept) in (dict, OrderedDict) and type(kept["weight"]) is nn.Parameter:
+                if type(kept) in (dict, OrderedDict) and type(kept.get("weight")) is nn.Parameter:
                     self._watched.append((holder, kept, adapter))
                     report = _Report(adapter.target.name, self._found)
                     holder.__dict__["_parameters"] = _Watched(kept, holder, names, report)

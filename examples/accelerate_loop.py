@@ -68,7 +68,7 @@ def main() -> None:
     set_seed(0)  # the same new head in every process: ranks that differ are an error
     model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
     # Was: AdamW(model.parameters(), lr=1e-4)
-    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=5e-3)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=1e-3)
     # accelerate steps a scheduler once a process.
     total = options.steps * accelerator.num_processes
     scheduler = LinearLR(optimizer, 1.0, 0.0, total_iters=total)

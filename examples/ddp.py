@@ -68,7 +68,7 @@ def main() -> None:
     torch.manual_seed(0)  # the same new head in every process: ranks that differ are an error
     model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2).to(device)
     # Was: AdamW(model.parameters(), lr=1e-4). Before DistributedDataParallel, not after.
-    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=5e-3)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=1e-3)
     ddp = DistributedDataParallel(model)
     first = 0
     if options.out.exists():

@@ -96,7 +96,7 @@ def main() -> None:
         fully_shard(block)
     fully_shard(model)
     # Was: AdamW(model.parameters(), lr=1e-4)
-    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=5e-3)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=1e-3)
     first = load(options.out, model, optimizer)
     for step in range(first, options.steps):
         inputs = {name: t.to(device) for name, t in batch(step, options.batch_size).items()}

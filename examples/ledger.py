@@ -46,7 +46,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--patience", default=8, **number, help="boosters to wait for a better one (default: 8)")
     add("--rank", default=16, **number, help="of the small adapter (default: 16)")
     add("--seed", default=0, **number, help="of head, batches and boosters (default: 0)")
-    add("--lr", type=float, default=5e-3, help="learning rate (default: 5e-3)")
+    add("--lr", type=float, default=1e-3, help="learning rate (default: 1e-3)")
     out = "folder of the ledger, made anew, and the adapters (default: out/ledger)"
     add("--out", type=Path, default=Path("out/ledger"), help=out)
     return parser.parse_args(argv)

@@ -45,7 +45,7 @@ def encode(rows: list[tuple[str, int]]) -> dict[str, torch.Tensor]:
 torch.manual_seed(0)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
 # Was: optimizer = AdamW(model.parameters(), lr=1e-4)
-optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=5e-3)
+optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=1e-3)
 scheduler = LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
 for step in range(STEPS):
     loss = model(**encode(random.Random(step).sample(train, 8))).loss

@@ -97,7 +97,7 @@ def main() -> None:
         eval_dataset=encode(ROWS[-20:]),
         compute_metrics=accuracy,
         # The Trainer's learning_rate does not reach a factory: lr is given here.
-        optimizer_cls_and_kwargs=(BoostedFactory, {"r": 1, "kappa": 8, "lr": 5e-3}),
+        optimizer_cls_and_kwargs=(BoostedFactory, {"r": 1, "kappa": 8, "lr": 1e-3}),
     )
     # Logs boosters to wherever the Trainer reports to, and makes the model plain at the end.
     trainer.add_callback(BoostingCallback(trainer))

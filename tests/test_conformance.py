@@ -219,6 +219,7 @@ def test_saved_modules_keep_their_state(base: str, kappa: int | None) -> None:
         model,
         kappa=kappa,
         layers_per_booster=1,
+        lora_alpha=None,
         modules_to_save=["head"],
         **kwargs,
     )

@@ -21,6 +21,7 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 def boosted(model: nn.Module, base: str = "adamw", **settings: Any) -> BoostedLowRankOptimizer:
     optimizer_class, kwargs = BASES[base]
+    settings = {"lora_alpha": None, **settings}
     return BoostedLowRankOptimizer(optimizer_class, model, **settings, **kwargs)
 
 

@@ -70,9 +70,8 @@ def test_equals_lora(base: str, r: int, lora_alpha: int, kind: str) -> None:
 def test_equals_lora_with_dropout() -> None:
     """The same inputs are dropped when the generator stands at the same place."""
     model, twin = stack(), stack()
-    ours = BoostedLowRankOptimizer(
-        torch.optim.AdamW, model, lora_dropout=0.4, kappa=None, layers_per_booster=None, lr=0.02
-    )
+    settings = {"kappa": None, "layers_per_booster": None, "lora_alpha": 1}
+    ours = BoostedLowRankOptimizer(torch.optim.AdamW, model, lora_dropout=0.4, lr=0.02, **settings)
     peft_model = lora(twin, ours, r=1, lora_alpha=1, lora_dropout=0.4).train()
     theirs = torch.optim.AdamW(trainable(peft_model), lr=0.02)
     for step, (x, y) in enumerate(batches(8)):

@@ -59,6 +59,7 @@ def adamw_with(params: Any, note: object = None, **kwargs: Any) -> Optimizer:
 def build(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
     """Build with copies of the settings: a policy is one run's, and remembers its losses."""
     settings = {"kappa": 3, "layers_per_booster": 2, "lr": 0.02, **copy.deepcopy(settings)}
+    settings.setdefault("lora_alpha", None)
     base = settings.pop("optimizer_class", AdamW)
     return BoostedLowRankOptimizer(base, model, **settings)
 

@@ -56,7 +56,7 @@ class BoostedLowRankOptimizer(Optimizer):
         exclude_modules: What to leave out, as a list or a regular expression.
         modules_to_save: Names or suffixes of modules trained in full beside the boosters; None
             finds the new task head of a transformers model, [] trains none.
-        lora_alpha: The scaling is s = lora_alpha / r, or 1 with None.
+        lora_alpha: The scaling is s = lora_alpha / r; None is s = 1, as the paper writes it.
         lora_dropout: Probability of dropping an input of A in training.
         adapter: "lora" edits weights, "direft" outputs: y + s·B(A y + b), merged exactly (MeFT).
         bias: "targets" trains a bias beside the pair wherever a linear map has one (COLA), "none"
@@ -132,7 +132,7 @@ class BoostedLowRankOptimizer(Optimizer):
         target_modules: str | Sequence[str] = "all-linear",
         exclude_modules: str | Sequence[str] | None = None,
         modules_to_save: Sequence[str] | None = None,
-        lora_alpha: float | None = None,
+        lora_alpha: float | None = 16.0,
         lora_dropout: float = 0.0,
         adapter: str = "lora",
         bias: str = "none",

@@ -22,7 +22,8 @@ def lora(model: nn.Module, lr: float, seed: int) -> Trainee:
 
 def boosted(model: nn.Module, lr: float, seed: int, **settings: Any) -> Trainee:
     """Train boosters of rank 1 and 8 steps on 8 of 30 blocks: the paper's defaults."""
-    given = {"modules_to_save": [], "seed": seed, "lr": lr, "weight_decay": 0.0, **settings}
+    given = {"modules_to_save": [], "seed": seed, "lr": lr, "weight_decay": 0.0}
+    given |= {"lora_alpha": None, **settings}  # s = 1, as the paper writes it
     optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, **given)
     return Trainee(model, optimizer, optimizer.finalize)
 

@@ -59,6 +59,7 @@ def xgblora(model: nn.Module, lr: float, seed: int, **options: Any) -> Trainee:
     how, rest = Dynamics.split(options)
     given = {
         "r": 1,
+        "lora_alpha": None,  # s = 1, as the paper writes it
         "kappa": 8,
         "layers_per_booster": 4,
         "target_modules": ENCODER_LINEARS,

@@ -18,7 +18,13 @@ from benchmarks.subjects.stack import BATCH, Batch, Stack, model, own
 from torch_xgb import BoostedLowRankOptimizer
 
 KAPPA = 4
-SETTINGS: dict[str, Any] = {"kappa": KAPPA, "layers_per_booster": 2, "lr": 0.01, "seed": 3}
+SETTINGS: dict[str, Any] = {
+    "kappa": KAPPA,
+    "layers_per_booster": 2,
+    "lr": 0.01,
+    "seed": 3,
+    "lora_alpha": 1,
+}
 
 Route = Callable[[torch.dtype, list[Batch]], tuple[BoostedLowRankOptimizer, Iterator[Tensor]]]
 

@@ -7,7 +7,7 @@ from torch.optim import AdamW
 
 from torch_xgb import BoostedLowRankOptimizer
 
-PARAMS = {"r": 8, "kappa": 8, "layers_per_booster": 4, "lr": 5e-4, "eps": 1e-6}
+PARAMS = {"r": 8, "kappa": 8, "layers_per_booster": 4, "lr": 5e-4, "eps": 1e-6, "lora_alpha": 8}
 
 
 def start_deepspeed() -> None:

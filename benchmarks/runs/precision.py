@@ -124,6 +124,7 @@ class Lab:
             AdamW,
             model,
             r=1,
+            lora_alpha=None,
             kappa=KAPPA,
             layers_per_booster=self.setting.layers_per_booster,
             target_modules=ENCODER_LINEARS,

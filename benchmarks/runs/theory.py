@@ -29,6 +29,7 @@ class Training:
             SGD,
             model,
             r=self.r,
+            lora_alpha=None,
             kappa=self.kappa,
             layers_per_booster=None if self.kappa is None else 1,
             modules_to_save=[],

@@ -63,6 +63,7 @@ def check_resumes(
 ) -> None:
     def build(model: Stack) -> BoostedLowRankOptimizer:
         settings = {"kappa": 4, "layers_per_booster": 1, "modules_to_save": ["head"], "r": 2}
+        settings["lora_alpha"] = None
         return BoostedLowRankOptimizer(optimizer_class, model, **settings, **kwargs)
 
     model = model_of(body, head)

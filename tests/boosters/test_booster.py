@@ -19,6 +19,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
+    settings.setdefault("lora_alpha", None)
     return BoostedLowRankOptimizer(torch.optim.AdamW, model, lr=0.02, **settings)
 
 

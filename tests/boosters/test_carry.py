@@ -20,7 +20,8 @@ FORMS: list[dict[str, Any]] = [{}, {"bias": "targets"}, {"adapter": "direft"}]
 
 
 def build(model: nn.Module, base: Any = AdamW, **settings: Any) -> BoostedLowRankOptimizer:
-    given = {"kappa": 3, "layers_per_booster": 2, "carry": 0.6, "lr": 0.03} | settings
+    given = {"kappa": 3, "layers_per_booster": 2, "carry": 0.6, "lr": 0.03, "lora_alpha": None}
+    given |= settings
     return BoostedLowRankOptimizer(base, model, **given)
 
 

@@ -17,7 +17,14 @@ from training import train
 def build(**settings: Any) -> tuple[nn.Module, BoostedLowRankOptimizer]:
     model = stack(3)
     base = settings.pop("base", AdamW)
-    given = {"kappa": 3, "layers_per_booster": 2, "lr": 0.02, "init": "gradient"} | settings
+    given = {
+        "kappa": 3,
+        "layers_per_booster": 2,
+        "lr": 0.02,
+        "init": "gradient",
+        "lora_alpha": None,
+    }
+    given |= settings
     return model, BoostedLowRankOptimizer(base, model, **given)
 
 

@@ -19,7 +19,8 @@ from training import train
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
-    return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, kappa=None, **settings)
+    settings = {"lora_alpha": None, "kappa": None, **settings}
+    return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, **settings)
 
 
 def fill(optimizer: BoostedLowRankOptimizer, scale: float = 0.5) -> None:

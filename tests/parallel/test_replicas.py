@@ -199,7 +199,7 @@ def _before_init(joined: bool) -> Any:
     model = stack(3, seed=0 if joined else rank)
     policy = LossPlateau(patience=2, min_steps=2, max_steps=3, smoothing=0.0)
     optimizer = BoostedLowRankOptimizer(
-        SGD, model, kappa=policy, layers_per_booster=[3, 1], lr=0.1 + 0.1 * rank
+        SGD, model, kappa=policy, layers_per_booster=[3, 1], lr=0.1 + 0.1 * rank, lora_alpha=None
     )
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     assert group is not distributed.group.WORLD

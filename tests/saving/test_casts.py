@@ -16,7 +16,7 @@ NARROW = [torch.bfloat16, torch.float16]
 
 def boosted(model: nn.Module, layers: int | None = None) -> BoostedLowRankOptimizer:
     return BoostedLowRankOptimizer(
-        SGD, model, kappa=2, layers_per_booster=layers, lr=0.1, modules_to_save=[]
+        SGD, model, kappa=2, layers_per_booster=layers, lr=0.1, modules_to_save=[], lora_alpha=None
     )
 
 

@@ -35,6 +35,7 @@ def begin(run: str) -> tuple[nn.Module, BoostedLowRankOptimizer, torch.dtype]:
     dtype = settings.pop("dtype", torch.float32)
     optimizer_class, kwargs = BASES[settings.pop("base", "adamw")]
     settings = {"kappa": 3, "r": 2, "layers_per_booster": 2, "seed": 4, **settings}
+    settings.setdefault("lora_alpha", None)
     model = stack(dtype=dtype)
     return model, BoostedLowRankOptimizer(optimizer_class, model, **settings, **kwargs), dtype
 

@@ -32,6 +32,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
 def run(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> Run:
     model = stack(dtype=dtype)
     settings = {"kappa": 3, "r": 2, "layers_per_booster": 2, "lr": 0.02, "seed": 2, **settings}
+    settings.setdefault("lora_alpha", None)
     return model, BoostedLowRankOptimizer(settings.pop("base", AdamW), model, **settings)
 
 

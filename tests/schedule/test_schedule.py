@@ -24,6 +24,7 @@ def blocks(count: int) -> nn.Sequential:
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
+    settings.setdefault("lora_alpha", None)
     return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, **settings)
 
 

@@ -69,6 +69,7 @@ ZERO_SETTINGS: dict[str, Any] = {
     "seed": 3,
     "lr": 0.02,
     "eps": 1e-4,
+    "lora_alpha": None,  # of these versions the default
 }
 
 
@@ -96,6 +97,7 @@ def begin(case: Case, seed: int = 0, **more: Any) -> tuple[nn.Module, BoostedLow
     """The model and its optimizer, untrained."""
     model = stack(case.depth, case.kind, case.dtype, seed=seed)
     given = {"kappa": 3, "layers_per_booster": 1, "seed": 1, "lr": 0.02, **case.settings(), **more}
+    given.setdefault("lora_alpha", None)  # of these versions the default
     return model, BoostedLowRankOptimizer(AdamW, model, **given)
 
 

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "modules_to_save": ["head"],
     "seed": 3,
     "lr": 0.02,
+    "lora_alpha": None,
     "eps": 1e-4,  # of gradients that are zero but for rounding, Adam would make full steps
 }
 SCHEDULER = {

@@ -13,7 +13,8 @@ from zoo import ZOO, numbered
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
-    return BoostedLowRankOptimizer(torch.optim.AdamW, model, **{"lr": 0.01, **settings})
+    given = {"lr": 0.01, "lora_alpha": None, **settings}
+    return BoostedLowRankOptimizer(torch.optim.AdamW, model, **given)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -18,6 +18,7 @@ PARTS = ["query", "key", "value", "out", "up", "down"]
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
+    settings.setdefault("lora_alpha", None)
     return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, **settings)
 
 

@@ -19,6 +19,7 @@ POLICIES = ["nearest", "stochastic", "residual"]
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
     settings = {"kappa": None, "layers_per_booster": None, **settings}
+    settings.setdefault("lora_alpha", None)
     return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, **settings)
 
 

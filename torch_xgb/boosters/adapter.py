@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.boosters.beside import Beside
 from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
@@ -165,7 +166,7 @@ class Adapter:
         if y is None:  # quantisation copies hooks to its own modules, called without kwargs
             kwargs, y = {}, kwargs
         assert y is not None
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not self.tracing.seen:
             self.tracing.seen = True
         if self.bound is None:
             return y
@@ -177,7 +178,7 @@ class Adapter:
         x = args[0] if args else next(iter(kwargs.values()))
         dropout = self.dropout if module.training else 0.0
         y = self.form.forward(y, x, pair, self.s, dropout)
-        return _Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
+        return Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
 
     def _standing_in(self, module: nn.Module) -> Pair[Tensor] | None:
         """Return the pair to compute with: ``torch.func.functional_call`` puts tensors in.
@@ -192,16 +193,3 @@ class Adapter:
         if any(value is not None and not isinstance(value, nn.Parameter) for value in given):
             return None
         return self.pair
-
-
-class _Beside(torch.autograd.Function):
-    """The identity of y, and gradients of zeros for some Parameters that it does not depend on."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, *idle: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(*idle)
-        return y.detach()  # no view: what follows may write into it
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        return (g, *map(torch.zeros_like, ctx.saved_tensors))

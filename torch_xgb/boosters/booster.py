@@ -22,6 +22,7 @@ from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
 from torch_xgb.boosters.owner import Owner, claimed
 from torch_xgb.boosters.pair import Pair
+from torch_xgb.boosters.reach import Reach
 from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.slots import Lent, Slots
 from torch_xgb.checks import probability
@@ -72,6 +73,7 @@ class Booster:
         self.owner = Owner()
         self.freeze = Freeze(self.owner, self.factors)
         self.readers = Readers(self.every_adapter)
+        self._reach = Reach(self.factors)
         self._static = False
         self._ties = False
 
@@ -123,6 +125,7 @@ class Booster:
         self.model = model
         claimed()[model] = self.owner
         self.readers.attach(model)
+        self._reach.attach(model)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self.look_for_compilers()
@@ -171,6 +174,7 @@ class Booster:
         self._home._modules.pop("boosters", None)
         self.freeze.detach()
         self.readers.detach()
+        self._reach.detach()
         claimed().pop(self.model, None)
         if self.tracing.seen or self._static:
             torch.compiler.reset()
@@ -256,6 +260,7 @@ class Booster:
         if self._static:
             return
         self._static = True
+        self.tracing.seen = True  # what is traced may not take note of it everywhere
         for adapter in self.every_adapter:
             adapter.hook()
         torch.compiler.reset()

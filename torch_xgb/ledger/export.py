@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torch_xgb.checks import positive_integer
@@ -298,5 +298,5 @@ def _is_weight(name: str) -> bool:
 
 
 def _share(parts: Sequence[float], wholes: Sequence[float]) -> float:
-    whole = float(torch.tensor(wholes).norm())
-    return float(torch.tensor(parts).norm()) / whole if whole else 0.0
+    whole = math.hypot(*wholes)
+    return math.hypot(*parts) / whole if whole else 0.0

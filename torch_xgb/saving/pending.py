@@ -251,8 +251,8 @@ def _differing(weight: Weight, other: Tensor) -> Entries:
         at = (rows + own.rows.start, columns + own.columns.start)
         found.append((*at, own.values[rows, columns]))
     if not found:
-        none = torch.empty(0, dtype=torch.int64)
-        return none, none, torch.empty(0, dtype=other.dtype)
+        none = torch.empty(0, dtype=torch.int64, device=other.device)
+        return none, none, torch.empty(0, dtype=other.dtype, device=other.device)
     rows, columns, values = (torch.cat(part) for part in zip(*found, strict=True))
     return rows, columns, values
 

@@ -1,0 +1,69 @@
+"""A batch that reaches no drawn target: ``unused`` says what becomes of it, and not autograd."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from torch_xgb import BoostedLowRankOptimizer
+
+
+class Dropping(nn.Module):
+    """Blocks of which some are passed by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x: Tensor, passed_by: tuple[int, ...] = ()) -> dict[str, Tensor]:
+        for i, block in enumerate(self.blocks):
+            x = x if i in passed_by else block(x)
+        return {"loss": x.square().mean(), "rows": torch.arange(len(x))}
+
+
+EVERY = (0, 1, 2)
+
+
+def build(unused: str) -> tuple[Dropping, BoostedLowRankOptimizer]:
+    torch.manual_seed(0)
+    model = Dropping()
+    told = {"kappa": 4, "layers_per_booster": 2, "lr": 1e-2, "unused": unused}
+    return model, BoostedLowRankOptimizer(AdamW, model, **told)
+
+
+def test_it_is_skipped() -> None:
+    model, optimizer = build("skip")
+    x = torch.ones(2, 6)
+    model(x)["loss"].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = [f.detach().clone() for f in optimizer.boosting.factors]
+    model(x, EVERY)["loss"].backward()
+    assert all(f.grad is None for f in optimizer.boosting.factors)
+    optimizer.step()
+    after = optimizer.boosting.factors
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_it_is_an_error_with_the_names() -> None:
+    model, optimizer = build("error")
+    model(torch.ones(2, 6), EVERY)["loss"].backward()
+    with pytest.raises(RuntimeError, match=r"2 drawn targets got no gradient: 'blocks"):
+        optimizer.step()
+    optimizer.finalize()
+
+
+def test_outputs_are_as_they_were_where_nothing_is_trained() -> None:
+    model, optimizer = build("skip")
+    x = torch.ones(2, 6)
+    with torch.no_grad():
+        assert not model(x, EVERY)["loss"].requires_grad
+    assert not model.eval()(x, EVERY)["loss"].requires_grad
+    assert model.train()(x, EVERY)["loss"].requires_grad
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x)["loss"], model(x)["loss"])
+    optimizer.finalize()
+    assert not model._forward_hooks

@@ -1,0 +1,61 @@
+"""A call of the model that reaches no drawn target, as with layers that are dropped at random.
+
+Nothing in its output requires a gradient then, and ``backward()`` would fail with words of
+autograd's that name no cause. Tied to a tensor of nobody's it passes, and the step says, or skips,
+what ``unused`` asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.hooks import RemovableHandle
+
+from torch_xgb.boosters.beside import Beside
+from torch_xgb.formulas.lowrank import is_followed
+
+__all__ = ["Reach"]
+
+
+class Reach:
+    """The hook that a model's output meets in training.
+
+    Args:
+        factors: Those of the boosters; while they are frozen, so is the output.
+    """
+
+    def __init__(self, factors: Sequence[nn.Parameter]) -> None:
+        self._factors = factors
+        self._handle: RemovableHandle | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Begin to look at outputs."""
+        self._handle = model.register_forward_hook(self)
+
+    def detach(self) -> None:
+        """End it."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def __call__(self, model: nn.Module, args: object, output: Any) -> Any:  # noqa: ANN401
+        """Return the output, tied to a factor if it depends on nothing that is trained."""
+        if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return output
+        leaves, form = tree_flatten(output)
+        floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf)]
+        if is_followed() or any(leaves[i].requires_grad for i in floating):
+            return output
+        if not any(factor.requires_grad for factor in self._factors):
+            return output
+        for i in floating:
+            nobodys = leaves[i].new_zeros((), requires_grad=True)
+            leaves[i] = Beside.apply(leaves[i], nobodys)  # type: ignore[no-untyped-call]
+        return tree_unflatten(leaves, form)
+
+
+def _is_floating(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -27,3 +27,14 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def products_as_exact_as_before() -> Iterator[None]:
+    """A benchmark's run sets how exact products are, for the whole process."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    before = getattr(products, "fp32_precision", None)
+    yield
+    if products is not None and products.fp32_precision != before:
+        torch.set_float32_matmul_precision("highest")
+        products.fp32_precision = before

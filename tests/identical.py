@@ -40,11 +40,11 @@ from torch.nn.functional import cross_entropy
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-BEFORE = "a625820"
+BEFORE = "f8e0661"
 PACKAGES = ("torch_xgb", "integrations")
 # Not compared of a state: it may say more of the settings; a ledger's name is random.
 LEFT_OUT = ("booster/settings/", "booster/version", "booster/run")
-SETTINGS: dict[str, Any] = {"kappa": 3, "layers_per_booster": 2, "seed": 3}
+SETTINGS: dict[str, Any] = {"kappa": 3, "layers_per_booster": 2, "seed": 3, "lora_alpha": None}
 SHOWN = 4  # tensors of a run that differs
 LIMIT = 1800.0  # seconds, of a hang and not of a slow machine
 

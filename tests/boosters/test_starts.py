@@ -164,9 +164,8 @@ def test_weights_loaded_before_the_first_step_are_those_A_is_found_for() -> None
     other = stack(3, seed=1)
     model, optimizer = build()
     model.load_state_dict(other.state_dict())
-    twin = BoostedLowRankOptimizer(
-        AdamW, other, kappa=3, layers_per_booster=2, lr=0.02, init="gradient"
-    )
+    settings = {"kappa": 3, "layers_per_booster": 2, "lora_alpha": None, "init": "gradient"}
+    twin = BoostedLowRankOptimizer(AdamW, other, lr=0.02, **settings)
     for trained, its_optimizer in ((model, optimizer), (other, twin)):
         train(trained, its_optimizer, batches(4))
         its_optimizer.finalize()

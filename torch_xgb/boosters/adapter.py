@@ -166,7 +166,7 @@ class Adapter:
         if y is None:  # quantisation copies hooks to its own modules, called without kwargs
             kwargs, y = {}, kwargs
         assert y is not None
-        if torch.compiler.is_compiling() and not self.tracing.seen:
+        if torch.compiler.is_compiling():
             self.tracing.seen = True
         if self.bound is None:
             return y

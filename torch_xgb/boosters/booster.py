@@ -45,6 +45,7 @@ class Booster:
         r: The highest rank.
         form: What a pair does.
         dropout: Probability of dropping an input of A in training.
+        partial: Whether a call of the model may reach none of what is drawn.
 
     Attributes:
         model: What they are attached to.
@@ -57,6 +58,7 @@ class Booster:
     r: int
     form: Form
     dropout: float
+    partial: bool = False
     drawn: list[int] = field(default_factory=list)
     named: list[tuple[str, nn.Parameter]] = field(default_factory=list)
 
@@ -125,7 +127,8 @@ class Booster:
         self.model = model
         claimed()[model] = self.owner
         self.readers.attach(model)
-        self._reach.attach(model)
+        if self.partial:
+            self._reach.attach(model)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self.look_for_compilers()
@@ -260,7 +263,6 @@ class Booster:
         if self._static:
             return
         self._static = True
-        self.tracing.seen = True  # what is traced may not take note of it everywhere
         for adapter in self.every_adapter:
             adapter.hook()
         torch.compiler.reset()

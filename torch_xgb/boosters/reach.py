@@ -1,8 +1,8 @@
 """A call of the model that reaches no drawn target, as with layers that are dropped at random.
 
 Nothing in its output requires a gradient then, and ``backward()`` would fail with words of
-autograd's that name no cause. Tied to a tensor of nobody's it passes, and the step says, or skips,
-what ``unused`` asks for.
+autograd's that name no cause. Tied to a tensor of nobody's it passes, and the step trains nothing,
+as ``unused="skip"`` asks for.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class Boosting:
         self._recompute = Recompute(self.model, settings.checkpointing)
         self._carry = None if settings.carry is None else Carry(settings.carry)
         room = self.course.most_L_s, self.course.most_r
-        self.booster = Booster(layers, *room, self._form, settings.lora_dropout)
+        recorded, partial = settings.record is not None, settings.unused == "skip"
+        self.booster = Booster(layers, *room, self._form, settings.lora_dropout, partial)
         memory, start = Memory(merger, self._carry), Start(settings.init, settings.seed)
         self._pending = Pending(self.booster.every_adapter, merger, memory)
         self._turns = Turns(self.booster, start, merger, memory, self._carry, self.course)
@@ -101,7 +102,6 @@ class Boosting:
         self._taken = Taken(Later(self.model, self), self.listeners)
         self.entry = Entry(self.course, self.booster, self._carry, self._pending, self.selection)
         self.followed = Followed(self.selection)
-        recorded, partial = settings.record is not None, settings.unused == "skip"
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
         self.attached = False

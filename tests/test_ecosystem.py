@@ -576,6 +576,19 @@ def test_compile_once_for_each_draw_or_kind_of_block(
     assert traced <= most and 3 <= len(seen) <= draws
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_blocks_with_checkpoints_make_one_graph_each(fresh_compiler: None) -> None:
+    """Nothing of a pair is a side effect, which a checkpoint in a graph may not have."""
+    losses = []
+    for compiled in (False, True):
+        model = quick()
+        optimizer = boosted(model, **SMALL, checkpointing=True)
+        for block in model.blocks if compiled else ():
+            block.compile(backend="aot_eager", fullgraph=True)
+        losses.append(train(model, optimizer, batches(6)).losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
 def test_compile_of_transformers(fresh_compiler: None) -> None:
     species = ZOO["llama"]
     losses: list[list[float]] = []

@@ -127,3 +127,12 @@ def test_copies_and_finalized_models_are_their_owner_s() -> None:
         warnings.simplefilter("error")
         model(batch(0)).sum().backward()
     assert not model._forward_pre_hooks and model[0][0].weight.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*deprecated:DeprecationWarning")
+def test_a_script_compiler_is_told_what_to_do() -> None:
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)])
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1)
+    with pytest.raises(AttributeError, match=r"jit\.trace.*release\(copy\.deepcopy\(model\)\)"):
+        torch.jit.script(model)
+    torch.jit.script(optimizer.finalize())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +22,30 @@ from torch_xgb.weights.weight import Weight
 __all__ = ["Adapter", "Tracing"]
 
 
-@dataclass(eq=False)
 class Tracing:
     """Whether a compiler has traced an adapter, shared by all of a model's adapters."""
 
-    seen: bool = False
+    def __init__(self) -> None:
+        self._before = _traced[0]
+
+    def __reduce__(self) -> tuple[type[Tracing], tuple[()]]:
+        """Begin anew in a copy, which nobody has traced."""
+        return Tracing, ()
+
+    @property
+    def seen(self) -> bool:
+        """Whether one was traced since this was made: of this model, or of another one."""
+        return _traced[0] != self._before
+
+
+_traced = [0]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _take_note() -> int:
+    """Take note of being traced: called then and there, and no part of what is traced."""
+    _traced[0] += 1
+    return 0
 
 
 class Adapter:
@@ -166,10 +184,10 @@ class Adapter:
         if y is None:  # quantisation copies hooks to its own modules, called without kwargs
             kwargs, y = {}, kwargs
         assert y is not None
-        if torch.compiler.is_compiling():
-            self.tracing.seen = True
         if self.bound is None:
             return y
+        if torch.compiler.is_compiling():
+            _take_note()
         pair = self._standing_in(module)
         if pair is None:
             return y

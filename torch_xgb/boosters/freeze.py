@@ -85,6 +85,14 @@ class Freeze:
             encoder.use_nested_tensor = False
         self._handle = model.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
 
+    @property
+    def __name__(self) -> str:
+        """What ``torch.jit.script`` asks first of a model's hooks, none of which it can compile."""
+        raise AttributeError(
+            "torch.jit.script cannot compile a model that boosters are in: use torch.jit.trace or "
+            "torch.export, or script a plain copy, torch_xgb.release(copy.deepcopy(model))"
+        )
+
     def set_apart(self) -> None:
         """Leave ``requires_grad`` to a framework, which has a Parameter of the model stand in."""
         self._set_apart = True

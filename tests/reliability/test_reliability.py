@@ -1,8 +1,8 @@
 """The quick form of ``python -m benchmarks.reliability``: a few faults of every kind."""
 
 import json
+import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,10 +18,10 @@ from benchmarks.reliability.apart import CAN_FORK, apart
 from benchmarks.reliability.child import Child
 from benchmarks.reliability.counts import Counts, Fault, is_ours
 from benchmarks.reliability.life import Life, resumed
-from benchmarks.reliability.stateful import live
 from benchmarks.reliability.subjects import Kind, boosted, digest, model_of, step
 from torch_xgb import BoostedLowRankOptimizer
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="parts run in forked processes")
 
 
@@ -42,21 +42,28 @@ def test_nothing_is_lost_and_nothing_wrong(name: str) -> None:
     assert counts.good, "\n".join([*counts.lost, *counts.wrong])
 
 
-def test_lives(child: Child) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert live(child, 15, 12, 0, interrupts=False) > 50
+LIVES = """
+from benchmarks.reliability.child import Child
+from benchmarks.reliability.life import resumed
+from benchmarks.reliability.stateful import live
+child = Child({"resume": resumed})
+print(live(child, %d, 12, 0, interrupts=%s, shrink=False))
+child.close()
+"""
+
+
+@pytest.mark.parametrize(("lives", "interrupts"), [(15, False), (40, True)])
+def test_lives(lives: int, interrupts: bool) -> None:
+    """In a process of their own: what tests before have loaded has its own kernels and flags."""
+    code = [sys.executable, "-W", "ignore", "-c", LIVES % (lives, interrupts)]
+    run = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert int(run.stdout) > 50
 
 
 def test_interruptions() -> None:
     counts = interruptions.run(True, 0)
     assert counts.good, "\n".join(counts.wrong)
-
-
-def test_lives_with_interruptions(child: Child) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        live(child, 40, 12, 0, interrupts=True, shrink=False)
 
 
 # What looks for faults finds them

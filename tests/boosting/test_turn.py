@@ -303,3 +303,13 @@ def test_an_update_that_a_weight_cannot_hold_is_refused(
         with pytest.raises(RuntimeError, match=f"{message}.*unharmed"):
             call()
     assert torch.equal(flat(optimizer.finalize(discard=True)), start)
+
+
+def test_a_hook_waits_for_nothing_where_nothing_is_due() -> None:
+    model, optimizer = build("paper")
+    train(model, optimizer, range(2))
+    hooks = list(model._forward_pre_hooks)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert list(model._forward_pre_hooks) == hooks
+    twin, _ = copy.deepcopy((model, optimizer))
+    assert len(twin._forward_pre_hooks) == len(hooks)

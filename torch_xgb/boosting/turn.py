@@ -91,10 +91,6 @@ class Turns:
     carry: Carry | None
     course: Course
 
-    def first(self, wrapped: Wrapped) -> Turn:
-        """Return what begins a run."""
-        return Turn(self.beginning(self.course.progress, self.course.draw, wrapped))
-
     def beginning(self, progress: Progress, draw: Draw, wrapped: Wrapped) -> list[Deed]:
         """Return what begins a booster: the layers drawn, with fresh pairs, or those they had."""
         adapters = self.booster.of(draw.layers)

@@ -56,21 +56,20 @@ class Field:
         )
         mixed.mul_(_FIRST)
         mixed ^= mixed >> 15
-        return mixed.mul_(_SECOND)
+        return mixed.mul_(_SECOND - (1 << 32))  # as a signed number
 
 
 # Multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions",
-# 2018), as signed numbers: integers of torch wrap around.
-_FIRST = 0x7FEB352D
-_SECOND = 0x846CA68B - (1 << 32)
+# 2018); integers of torch wrap around.
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 
 
 def _keys(key: int, positions: slice, device: torch.device) -> Tensor:
     """Return a well-mixed int32 number of every position."""
     counted = torch.arange(positions.start, positions.stop, dtype=torch.int64, device=device)
     keys = counted + key
-    keys = (keys ^ (keys >> 16)) * 0x7FEB352D & 0xFFFFFFFF
-    keys = (keys ^ (keys >> 15)) * 0x846CA68B & 0xFFFFFFFF
+    keys = (keys ^ (keys >> 16)) * _FIRST & 0xFFFFFFFF
+    keys = (keys ^ (keys >> 15)) * _SECOND & 0xFFFFFFFF
     keys = keys ^ (keys >> 16)
     return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32)
 

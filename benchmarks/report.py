@@ -1,4 +1,4 @@
-"""The tables and plots of docs/results.md, from the recorded runs. Trains nothing.
+"""The tables and plots of docs/results/index.md, from the recorded runs. Trains nothing.
 
     python -m benchmarks.report            # rewrites what stands between the page's markers
     python -m benchmarks.report --check    # fails if the page is not what the records say

@@ -1,6 +1,6 @@
 """What the wrapper itself takes per step as the model, the draw, κ and the rank grow.
 
-    python -m benchmarks.scaling --json runs/scaling.json --plot docs/plots/scaling-step.png
+    python -m benchmarks.scaling --json runs/scaling.json --plot docs/results/plots/scaling-step.png
 
 Blocks so small (width 16) that their own work is nearly nothing: what is timed, in processor time,
 is Python and dispatch, the worst case for a wrapper. A step is step() and zero_grad(), AdamW's own

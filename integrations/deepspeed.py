@@ -6,7 +6,7 @@ Importing it makes two things work:
 - ``"optimizer": {"type": "BoostedLowRank", "params": {"base": "AdamW", "kappa": 8, "lr": 1e-3}}``
   in any DeepSpeed configuration, be it accelerate's or the Trainer's.
 
-``boosted(engine).finalize()`` ends the training. docs/deepspeed.md says what has run where.
+``boosted(engine).finalize()`` ends the training. docs/how-to/deepspeed.md says what has run where.
 """
 
 from __future__ import annotations

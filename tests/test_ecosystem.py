@@ -309,7 +309,7 @@ def test_a_copy_that_is_given_every_state_dict() -> None:
 
 
 def test_an_average_of_state_dicts_is_that_of_the_functions_weights() -> None:
-    """As docs/saving.md has it: beside a plain model that is given every step's weights."""
+    """As docs/how-to/saving.md has it: beside a plain model that is given every step's weights."""
     model, plain, data = stack(), stack(), batches(7)
     optimizer = boosted(model)
     average = {name: value.clone() for name, value in model.state_dict().items()}

@@ -73,7 +73,7 @@ class BoostedLowRankOptimizer(Optimizer):
         carry: None (the paper) starts every booster anew. A number ρ in [0, 1] has a target that is
             drawn again take up its last pair: the same A and optimizer state, and ρ times its B,
             taken out of the weight again, so that the model computes what it did. See
-            docs/algorithm.md.
+            docs/concepts/algorithm.md.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.

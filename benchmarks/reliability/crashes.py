@@ -1,7 +1,7 @@
 """SIGKILL at random moments: a run begun again from what it left on disk ends in the same weights.
 
-Five ways to run: a plain loop that saves as docs/saving.md says, one with a ledger, the Trainer's
-checkpoints, and DeepSpeed's under ZeRO 1 and 3.
+Five ways to run: a plain loop that saves as docs/how-to/saving.md says, one with a ledger, the
+Trainer's checkpoints, and DeepSpeed's under ZeRO 1 and 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The blocks of docs/results.md, tables and plots, by the name that a marker asks for them by."""
+"""The blocks of docs/results/index.md, tables and plots, by the name a marker asks for them by."""
 
 import re
 import statistics
@@ -22,7 +22,7 @@ from benchmarks.tables.glue import rate_table, score_table
 from benchmarks.tables.table import table
 from benchmarks.tables.theory import findings
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "index.md"
 PLOTS = PAGE.parent / "plots"
 STEPS, SEEDS = 300, 3
 OWN = (*METHODS, "PEFT LoRA r=1", "XGBLoRA r=1, carry=0.97")  # searched for every task

@@ -11,7 +11,7 @@ from benchmarks.runs.theory import BOOSTERS, KAPPA, boosters, gaps, noisy
 from benchmarks.subjects.targets import Target, slope
 from benchmarks.tables.curves import Curve, draw
 
-PLOTS = Path(__file__).resolve().parents[2] / "docs" / "plots"
+PLOTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "plots"
 RANKS = (1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 LINEAR, DEEP = Target(), Target(size=32, rank=24, depth=3)

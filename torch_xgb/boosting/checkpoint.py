@@ -94,7 +94,7 @@ def _refuse_getters() -> None:
                 "get_state_dict and get_optimizer_state_dict name an optimizer's state by "
                 "Parameters and would leave the booster out. Take get_model_state_dict(model) for "
                 "the weights and save optimizer.state_dict() itself, as it is; load it by "
-                "optimizer.load_state_dict(). See docs/distributed.md, Checkpoints"
+                "optimizer.load_state_dict(). See docs/how-to/distributed.md, Checkpoints"
             )
         if frame.f_back is None:
             return

@@ -39,7 +39,7 @@ class Merger:
 
     Args:
         precision: One of ``MERGE_PRECISIONS``. "auto" is "residual" for weights of less than 32
-            bits and "nearest" for the others; docs/precision.md has the measurement behind it.
+            bits and "nearest" for the others; docs/concepts/precision.md has the measurement.
         seed: Of the numbers that rounding draws.
         residual_device: Where the residuals live; None keeps them beside their weights.
 

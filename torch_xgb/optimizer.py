@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.base.wrapped import Wrapped, passed_on
+from torch_xgb.base.front import Front
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
@@ -26,7 +25,7 @@ from torch_xgb.settings import Settings
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
 
 
-class BoostedLowRankOptimizer(Optimizer):
+class BoostedLowRankOptimizer(Front):
     r"""Trains a model as gradient boosting with low-rank boosters (XGBLoRA), in an existing loop.
 
     .. math:: W \leftarrow W + \alpha_t\, s\, B_t A_t, \qquad t = 1, 2, \dots
@@ -118,7 +117,6 @@ class BoostedLowRankOptimizer(Optimizer):
         (Zhang et al., 2024), https://arxiv.org/abs/2410.19694, Eqs. 7 and 8.
     """
 
-    base: Optimizer
     boosting: Boosting
 
     def __init__(
@@ -155,47 +153,10 @@ class BoostedLowRankOptimizer(Optimizer):
         told = dict(locals())  # before anything else: every argument by its name
         self.model = model
         self.boosting = Boosting(model, Settings.of(told))
-        factors, trained = self.boosting.factors, self.boosting.trained
-        self._wrapped = Wrapped(optimizer_class, factors, trained, optimizer_kwargs)
-        self.base = self._wrapped.optimizer
+        trained = self.boosting.factors, self.boosting.trained
+        super().__init__(self.boosting.followed, optimizer_class, *trained, optimizer_kwargs)
         self.boosting.agree(self.base)
-        state = self.base.state
-        super().__init__(self.base.param_groups, self.base.defaults)
-        # Optimizer.__init__ empties it, and Adagrad fills it at construction.
-        self.base.state = state
         self.boosting.enter(self._wrapped)
-
-    # What the ecosystem reads of an optimizer is the base's: its load_state_dict replaces them.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base's: [0] the factors, [1] the modules trained in full, if any."""
-        self.boosting.followed.keep_up(self.base)
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base's state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, state: defaultdict[Tensor, Any]) -> None:
-        self.base.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The base's defaults."""
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base.defaults = defaults
-
-    __getattr__ = passed_on  # what the base alone has
 
     @property
     def booster_index(self) -> int:
@@ -318,13 +279,8 @@ class BoostedLowRankOptimizer(Optimizer):
 
         After ``finalize()`` the run that resumes begins with the next booster.
         """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = save(self.boosting, self._wrapped)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        return state_dict
+        self._about_to_save()
+        return self._saved(save(self.boosting, self._wrapped))
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -340,18 +296,12 @@ class BoostedLowRankOptimizer(Optimizer):
                 ``finalize()``. Whatever is raised, nothing is changed.
         """
         self.boosting.require_attached("load_state_dict()")
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        resume(self.boosting, self._wrapped, state_dict)
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
+        resume(self.boosting, self._wrapped, self._about_to_load(state_dict))
+        self._loaded()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle what is ours: schedulers patch ``step`` on the instance, which cannot travel."""
         self.boosting.complete()
-        torchs = ("_optimizer_", "_zero_grad_profile_name", "_patched_step_function", "step")
-        return {key: value for key, value in self.__dict__.items() if not key.startswith(torchs)}
+        return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoostedLowRankOptimizer:
         """Copy it with its model, the booster going on in both."""

@@ -58,6 +58,13 @@ class Carry:
     def __post_init__(self) -> None:
         self.share = share("carry", self.share)
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """The tensors that are remembered: pairs, and the base's state of them."""
+        held = [tensor for one in self.held.values() for tensor in one.factors]
+        states = [state for one in self.held.values() for state in one.state]
+        return held + [t for state in states for t in state.values() if isinstance(t, Tensor)]
+
     def holds(self, target: Target) -> bool:
         """Tell whether a target's pair is remembered."""
         return target.name in self.held

@@ -96,6 +96,12 @@ class Entry:
     pending: Pending
     heads: Heads
 
+    @property
+    def remembered(self) -> list[Tensor]:
+        """What is kept beside the model from booster to booster: residuals, and carried pairs."""
+        carried = [] if self.carry is None else self.carry.kept
+        return [*self.pending.merger.residuals.values(), *carried]
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types, none of which a later step writes to."""
         self.pending.memory.look(self.pending.adapters)

@@ -17,9 +17,9 @@ from torch_xgb.base.front import Front
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
+from torch_xgb.boosting.summary import Summary, summarised
 from torch_xgb.ledger.chain import Chain
-from torch_xgb.schedule.plateau import LossPolicy
-from torch_xgb.schedule.samplers import Sampler
+from torch_xgb.schedule import LossPolicy, Sampler
 from torch_xgb.settings import Settings
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
@@ -192,6 +192,13 @@ class BoostedLowRankOptimizer(Front):
     def chain(self) -> Chain | None:
         """The ledger of the boosters merged so far, if ``record`` asked for one."""
         return None if self.boosting.writer is None else self.boosting.writer.chain
+
+    def summary(self) -> Summary:
+        """What was found, drawn and is trained, what stays frozen, and memory: print it."""
+        return summarised(self.boosting, self.base)
+
+    def __repr__(self) -> str:
+        return self.summary().short
 
     def on_merge(self, fn: Callable[[MergeReport], object]) -> RemovableHandle:
         """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""

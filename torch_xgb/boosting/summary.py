@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.settings import Settings
@@ -33,7 +34,7 @@ class Summary:
         designated: Parameters of these, which boosters change.
         drawn: Names of the blocks the active booster holds; none after ``finalize()``.
         factors: Parameters of its pairs.
-        in_full: The modules trained in full, with their parameters.
+        in_full: The modules trained in full, with their parameters; none after ``finalize()``.
         frozen: What stays frozen outside the blocks, with its parameters.
         told: The settings that say what a booster is.
         booster_index: t.
@@ -74,12 +75,12 @@ class Summary:
     @property
     def short(self) -> str:
         """It in torch's style for optimizers, in five lines."""
-        rates = ", ".join(f"{rate:g} {of}" for of, rate in self.rates.items())
+        rates = ", ".join(f"{rate:g} ({of})" for of, rate in self.rates.items())
         lines = {
             "base": f"{self.base}, lr {rates}" if rates else self.base,
             "boosters": ", ".join(f"{name}={value}" for name, value in self.told.items()),
             "found": f"{self.targets} targets in {self.blocks} blocks of {self.model}",
-            "drawn": f"{self._place}: {shortened(self.drawn) or 'nothing'}",
+            "drawn": f"{self._place}: {self._drawn}",
             "trained": self._trained,
         }
         inside = "\n".join(f"    {name}: {text}" for name, text in lines.items())
@@ -95,15 +96,21 @@ class Summary:
         return f"booster {self.booster_index}, step {self.booster_step}"
 
     @property
+    def _drawn(self) -> str:
+        return shortened(self.drawn) or "nothing, the model is plain again"
+
+    @property
     def _trained(self) -> str:
         return f"{self.trained:,} of {self.parameters:,} parameters ({100 * self.share:.3g} %)"
 
     def _found(self) -> Iterator[tuple[str, str]]:
         yield "model", f"{self.model}, {self.parameters:,} parameters"
-        found = f"{self.targets} linear maps in {self.blocks} blocks, {self.designated:,} parameters"
+        found = (
+            f"{self.targets} linear maps in {self.blocks} blocks, {self.designated:,} parameters"
+        )
         yield "targets", found
         yield "drawn now", f"{len(self.drawn)} of {self.blocks} ({self._place})"
-        yield "", shortened(self.drawn)
+        yield "", self._drawn
         yield "trained now", self._trained
         yield "  pairs", f"{self.factors:,}"
         yield from ((f"  {n or 'the model'}, in full", f"{s:,}") for n, s in self.in_full.items())
@@ -115,7 +122,7 @@ class Summary:
 
     def _taken(self) -> Iterator[tuple[str, str]]:
         yield "base", self.base
-        yield from ((f"  lr of {of}", f"{rate:g}") for of, rate in self.rates.items())
+        yield from ((f"  lr, {of}", f"{rate:g}") for of, rate in self.rates.items())
         yield "boosters", ""
         yield from ((f"  {name}", value) for name, value in self.told.items())
         yield "memory beside the model", _size(sum(self.memory.values()))
@@ -131,6 +138,7 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
     known = [p for p in boosting.model.parameters() if id(p) not in own]
     progress = boosting.course.progress
     pairs = booster.active_pairs.values() if boosting.attached else ()
+    heads = selection.heads if boosting.attached else {}
     return Summary(
         base=type(base).__name__,
         model=type(boosting.model).__name__,
@@ -140,9 +148,9 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
         designated=sum(math.prod(target.shape) for target in selection.targets),
         drawn=booster.active_layers if boosting.attached else (),
         factors=sum(factor.numel() for pair in pairs for factor in pair),
-        in_full={name: _count(head.parameters()) for name, head in selection.heads.items()},
+        in_full={name: _count(head.parameters()) for name, head in heads.items()},
         frozen=_frozen(boosting),
-        told=_told(boosting.settings, boosting),
+        told=_told(boosting.settings),
         booster_index=progress.booster_index,
         booster_step=progress.booster_step,
         rates=_rates(base),
@@ -187,7 +195,7 @@ def _frozen(boosting: Boosting) -> dict[str, int]:
     return found
 
 
-def _told(settings: Settings, boosting: Boosting) -> dict[str, str]:
+def _told(settings: Settings) -> dict[str, str]:
     """Return what a booster is, and whatever was told otherwise than by default."""
     always = ("r", "kappa", "layers_per_booster", "lora_alpha")
     defaults = Settings()
@@ -203,7 +211,7 @@ def _said(value: Any) -> str:  # noqa: ANN401
 
 
 def _rates(base: Optimizer) -> dict[str, float]:
-    names = ["the pairs", "what is trained in full"]
+    names = ["pairs", "in full"]
     names += [f"group {g}" for g in range(2, len(base.param_groups))]
     groups = zip(names, base.param_groups, strict=False)
     return {name: float(group["lr"]) for name, group in groups if "lr" in group}
@@ -212,7 +220,7 @@ def _rates(base: Optimizer) -> dict[str, float]:
 def _memory(boosting: Boosting, base: Optimizer) -> dict[str, int]:
     factors = [*boosting.factors, *boosting.trained]
     gradients = [p.grad for p in factors if p.grad is not None]
-    state = [t for held in base.state.values() for t in held.values() if isinstance(t, Tensor)]
+    state = [t for t in tree_leaves([*base.state.values()]) if isinstance(t, Tensor)]
     return {
         "pairs": _bytes(boosting.factors),
         "gradients": _bytes(gradients),

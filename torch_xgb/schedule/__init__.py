@@ -7,3 +7,8 @@ them together; ``boundaries`` and ``plateau`` end boosters; ``rates`` scale a st
 May import formulas, checks, processes, settings. One more sampler: a function
 ``(seed, t, num_layers, layers_per_booster) -> indices``, and its name in ``samplers``.
 """
+
+from torch_xgb.schedule.plateau import LossPolicy
+from torch_xgb.schedule.samplers import Sampler
+
+__all__ = ["LossPolicy", "Sampler"]

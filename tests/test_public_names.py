@@ -3,13 +3,12 @@
 import ast
 import importlib
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import torch_xgb
+from torch_xgb.command.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +24,7 @@ LIBRARY = [
 ]
 INTEGRATIONS = {
     "accelerate": ["checkpoint"],
+    "folders": ["require_free", "rolled_back"],
     "deepspeed": ["Partition", "boosted"],
     "trainers": ["boost_trainer", "build_optimizer"],
     "transformers": ["BoostedFactory", "BoostingCallback", "spare_input_gradients"],
@@ -61,7 +61,8 @@ def test_the_library() -> None:
 @pytest.mark.parametrize("module", INTEGRATIONS)
 def test_an_integration(module: str) -> None:
     pytest.importorskip(
-        "transformers" if module == "trainers" else module, reason="an extra of its own"
+        "transformers" if module in ("folders", "trainers") else module,
+        reason="an extra of its own",
     )
     found = importlib.import_module(f"torch_xgb.integrations.{module}")
     assert sorted(found.__all__) == INTEGRATIONS[module]
@@ -89,18 +90,23 @@ def test_axolotl() -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ([], ["plot", "plan"]),
+        ([], ["plot", "plan", "export", "rollback", "env", "--version"]),
         (["plan"], ["MODEL", "--batch", "--length", "--dtype", "--checkpointing", "--card", "--r"]),
         (["plot"], ["RUN", "--out"]),
+        (["export"], ["RUN", "--out", "--rank", "--to", "--base-model", "--json"]),
+        (["rollback"], ["RUN", "--model", "--out", "--to"]),
+        (["env"], ["--json"]),
     ],
-    ids=["torch_xgb", "plan", "plot"],
+    ids=lambda value: value[0] if value else "torch-xgb",
 )
-def test_the_command_line(command: list[str], says: list[str]) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "torch_xgb", *command, "--help"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert all(word in run.stdout for word in says)
+def test_the_command_line(
+    command: list[str], says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in says)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

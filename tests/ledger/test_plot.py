@@ -1,5 +1,4 @@
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -92,19 +91,8 @@ def test_the_command_draws_beside_the_ledger_or_where_it_is_told(
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="torch_xgb: no ledger at"):
+    with pytest.raises(SystemExit, match="torch-xgb: no ledger at"):
         main(["plot", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2
-
-
-def test_the_package_runs_as_a_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch_xgb", "plot", "--help"],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "RUN" in done.stdout

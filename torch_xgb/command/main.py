@@ -1,0 +1,62 @@
+"""The parser of all commands, and how a command ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from torch_xgb.command.environment import add_env, version
+from torch_xgb.command.ledgers import add_export, add_plot, add_rollback
+from torch_xgb.command.planning import add_plan
+
+__all__ = ["main", "parser"]
+
+_EXPECTED = (ImportError, OSError, TypeError, ValueError, RuntimeError, KeyboardInterrupt)
+_TRACEBACK = "TORCH_XGB_TRACEBACK"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Raises:
+        SystemExit: With code 1 and one line if it failed, with 2 if it was not understood. If the
+            variable TORCH_XGB_TRACEBACK is set, a failure is raised as it is.
+    """
+    options = parser().parse_args(argv)
+    try:
+        print(options.run_command(options).printed(options.json))
+    except _EXPECTED as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        said = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        line = " ".join(said.split()) or type(error).__name__
+        if options.json:
+            print(json.dumps({"error": line}))
+        sys.exit(f"torch-xgb: {line}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    whole = argparse.ArgumentParser(
+        prog="torch-xgb",
+        description="Fine-tuning as gradient boosting with low-rank boosters.",
+        epilog=f"Exit codes: 0 done, 1 failed, 2 not understood. {_TRACEBACK}=1 shows where.",
+    )
+    whole.add_argument("--version", action="version", version=version())
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (add_plan, add_plot, add_export, add_rollback, add_env):
+        add(commands)
+    _complete(whole)
+    return whole
+
+
+def _complete(whole: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions, where argcomplete is installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(whole)

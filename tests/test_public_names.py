@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [
     "BoostedLowRankOptimizer",
     "Chain",
+    "Decay",
     "LossPlateau",
     "MergeReport",
     "Weighted",

@@ -23,7 +23,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from anatomy import anatomy, same, same_values, values
 from processes import run
 from tiny import Stack, batches, stack
-from torch_xgb import BoostedLowRankOptimizer, LossPlateau, Weighted
+from torch_xgb import BoostedLowRankOptimizer, Decay, LossPlateau, Weighted
 from torch_xgb.settings import Contract, Settings, canonical, contract_of, plain
 
 Given = dict[str, Any]
@@ -99,6 +99,9 @@ DIFFERING: dict[str, tuple[str, Any, Any]] = {
     "init": ("init", "kaiming", "gradient"),
     "carry": ("carry", None, 0.5),
     "carry-share": ("carry", 0.25, 0.5),
+    "carry-schedule": ("carry", [0.5, 1.0], [0.5, 0.75]),
+    "carry-callable": ("carry", one, half),
+    "carry-decay": ("carry", Decay(0.5), Decay(0.25)),
     "merge_precision": ("merge_precision", "auto", "stochastic"),
     "checkpointing": ("checkpointing", False, True),
     "checkpointing-share": ("checkpointing", 0.25, 0.75),
@@ -137,6 +140,8 @@ EQUAL: dict[str, tuple[str, Any, Any]] = {
     "layer_sampler-weighted": ("layer_sampler", Weighted((1, 2, 3)), Weighted((1, 2, 3))),
     "layer_sampler-numbers": ("layer_sampler", Weighted((1, 2, 3)), Weighted((1.0, 2.0, 3.0))),
     "carry-integer": ("carry", 1.0, 1),
+    "carry-tuple": ("carry", [0.5, 1], (0.5, 1.0)),
+    "carry-decay": ("carry", Decay(1), Decay(1.0)),
     "rewarmup_steps-numpy": ("rewarmup_steps", 3, np.int64(3)),
     "rank_lr_exponent-integer": ("rank_lr_exponent", 0.0, 0),
     "seed-numpy": ("seed", 7, np.int64(7)),

@@ -4,12 +4,12 @@ from torch_xgb.boosting.release import release
 from torch_xgb.forecast.plan import plan
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.optimizer import BoostedLowRankOptimizer, MergeReport
-from torch_xgb.schedule.plateau import LossPlateau
-from torch_xgb.schedule.samplers import Weighted
+from torch_xgb.schedule import Decay, LossPlateau, Weighted
 
 __all__ = [
     "BoostedLowRankOptimizer",
     "Chain",
+    "Decay",
     "LossPlateau",
     "MergeReport",
     "Weighted",

@@ -19,7 +19,7 @@ from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.boosting.summary import Summary, summarised
 from torch_xgb.ledger.chain import Chain
-from torch_xgb.schedule import LossPolicy, Sampler
+from torch_xgb.schedule import Decay, LossPolicy, Sampler
 from torch_xgb.settings import Settings
 
 __all__ = ["BoostedLowRankOptimizer", "MergeReport"]
@@ -71,7 +71,8 @@ class BoostedLowRankOptimizer(Front):
             the weight's gradient, found without a gradient of full size.
         carry: None (the paper) starts every booster anew. A number ρ in [0, 1] has a target that is
             drawn again take up its last pair: the same A and optimizer state, and ρ times its B,
-            taken out of the weight again, so that the model computes what it did. See
+            taken out of the weight again, so that the model computes what it did. A sequence or
+            callable gives booster t its ρ; ``Decay(d)`` ties it to the learning rate. See
             docs/concepts/algorithm.md.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
@@ -138,7 +139,7 @@ class BoostedLowRankOptimizer(Front):
         factor_l2: float = 0.0,
         layer_sampler: str | Sampler = "uniform",
         init: str = "kaiming",
-        carry: float | None = None,
+        carry: float | Sequence[float] | Callable[[int], float] | Decay | None = None,
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
         checkpointing: bool | float = False,

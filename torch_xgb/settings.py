@@ -87,7 +87,7 @@ class Settings:
     factor_l2: float = _run(0.0)
     layer_sampler: Any = _run("uniform")
     init: str = _run("kaiming")
-    carry: float | None = _run(None)
+    carry: Any = _run(None)
     merge_precision: str = _run("auto")
     residual_device: torch.device | str | None = _here(None)
     checkpointing: bool | float = _ranks(False)

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from family_reference import forward
+from carry_reference import chain, links
 from tiny import KINDS, as_matrices, batches, stack
-from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.formulas.streams import stream
+from torch_xgb import BoostedLowRankOptimizer, Decay
 from training import train
 
 FORMS: list[dict[str, Any]] = [{}, {"bias": "targets"}, {"adapter": "direft"}]
@@ -42,60 +41,32 @@ def test_all_of_it_with_every_layer_is_lora(base: Any, form: dict[str, Any], kin
     assert all(torch.allclose(ours[name], lora[name], rtol=0, atol=1e-9) for name in names)
 
 
-def reference(
-    W: dict[str, Tensor], optimizer: BoostedLowRankOptimizer, rho: float, steps: int
-) -> list[float]:
-    """Explicit loops: a pair and an AdamW of its own for every target, for good."""
-    pairs: dict[str, list[Tensor]] = {}
-    bases: dict[str, Optimizer] = {}
-    losses = []
-    active: list[str] = []
-    draws = optimizer.boosting.course._draws
-    for step, (x, y) in enumerate(batches(steps)):
-        if step % 3 == 0:
-            t = step // 3
-            for name in active:
-                W[f"{name}.weight"] += (pairs[name][1] @ pairs[name][0]).detach()
-            layers = draws.booster(t).layers
-            drawn = {optimizer.boosting.selection.layers[i].name for i in layers}
-            active = [name for name, layer in optimizer.targets.items() if layer in drawn]
-            fresh = copy.deepcopy(optimizer.boosting.booster)
-            fresh.bind(layers, 1, 1.0)
-            fresh.reset(stream(0, t, "factors"))
-            for adapter in fresh.active:
-                name = adapter.target.name
-                if name not in pairs:
-                    pairs[name] = [f.detach().clone().requires_grad_() for f in adapter.pair]
-                    bases[name] = AdamW(pairs[name], lr=0.03)
-                    continue
-                with torch.no_grad():
-                    pairs[name][1].mul_(rho)
-                    W[f"{name}.weight"] -= pairs[name][1] @ pairs[name][0]
-        used = {name: pairs[name] for name in active}
-        factors = [factor for pair in used.values() for factor in pair]
-        loss = cross_entropy(forward(W, used, False, 1.0, x), y)
-        for factor, gradient in zip(factors, torch.autograd.grad(loss, factors), strict=True):
-            factor.grad = gradient
-        for name in active:
-            bases[name].step()
-        losses.append(loss.item())
-    for name in active:
-        W[f"{name}.weight"] += (pairs[name][1] @ pairs[name][0]).detach()
-    return losses
+# carry= as a setting, and what the reference is told of it.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "0": {"carry": 0.0},
+    "0.6": {"carry": 0.6},
+    "1": {"carry": 1.0},
+    "sequence": {"carry": [0.9, 0.2, 0.7]},
+    "callable": {"carry": lambda t: 1 - 0.5**t},
+    "decay": {"carry": Decay(4.0)},
+}
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.6, 1.0])
-def test_the_reference(rho: float) -> None:
-    model = stack(depth=4)
-    W = as_matrices(model)
-    optimizer = build(model, carry=rho)
-    expected = reference(W, build(stack(depth=4), carry=rho), rho, 20)
-    log = train(model, optimizer, batches(20))
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_the_reference(case: str) -> None:
+    settings, model = SCHEDULES[case], stack(depth=4)
+    W, optimizer = as_matrices(model), build(model, **settings)
+    told = links(build(stack(depth=4), **settings), 7, 3)
+    decay = settings["carry"].weight_decay if case == "decay" else None
+    data = batches(21)
+    falling = LambdaLR(optimizer, lambda step: 1 - step / 21)
+    expected, after = chain(W, data, told, lr=lambda k: 0.03 * (1 - k / 21), decay=decay)
+    log = train(model, optimizer, data, schedulers=[falling])
     assert len(set(map(tuple, log.drawn.values()))) > 2  # targets come and go
-    optimizer.finalize()
     assert log.losses == pytest.approx(expected, abs=1e-9)
-    after = as_matrices(model)
-    assert all(torch.allclose(after[name], W[name], rtol=0, atol=1e-9) for name in W)
+    optimizer.finalize()
+    found = as_matrices(model)
+    assert all(torch.allclose(found[n], after[-1][n], rtol=0, atol=1e-9) for n in found)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -181,12 +152,23 @@ def test_a_copy_and_the_original_go_on_alike() -> None:
     assert logs[0] == logs[1]
 
 
+def without_a_rate(groups: Any, lr: float) -> Optimizer:
+    class Base(Optimizer):
+        def __init__(self) -> None:
+            super().__init__(groups, {"momentum": 0.9})
+
+    return Base()
+
+
 def test_errors_change_nothing() -> None:
     model = stack()
     before = copy.deepcopy(model.state_dict())
     for settings, error, message in (
         ({"carry": 1.5}, ValueError, r"carry must be a number in \[0, 1\], got 1.5"),
         ({"carry": "all"}, TypeError, "carry must be a number"),
+        ({"carry": [0.5, 2]}, ValueError, r"got 2 in \[0.5, 2\]"),
+        ({"carry": lambda t: None}, TypeError, "for booster 0"),
+        ({"carry": Decay(1.0), "base": without_a_rate}, ValueError, "have an 'lr'"),
         ({"init": "gradient"}, ValueError, "init='kaiming' and without record="),
         ({"record": True}, ValueError, "init='kaiming' and without record="),
         ({"shrinkage": 0.5}, ValueError, "carry= goes with shrinkage=1"),

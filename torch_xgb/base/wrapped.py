@@ -68,6 +68,11 @@ class Wrapped:
         with scaled_lr(self.optimizer.param_groups[0], rate):
             return self._fresh_start.watch(self.optimizer, step)
 
+    @property
+    def lr(self) -> Any:  # noqa: ANN401
+        """The factors' learning rate, a number or a tensor; None if the base has none."""
+        return self.optimizer.param_groups[0].get("lr")
+
     def only_fills_state(self) -> bool:
         """Tell a step that is about to train nothing: see ``only_fills_state``."""
         return only_fills_state(self.optimizer)

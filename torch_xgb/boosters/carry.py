@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.pair import Pair
-from torch_xgb.checks import share
 from torch_xgb.targets.layers import Target
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import Merger
@@ -38,25 +37,24 @@ Lot = tuple[Adapter, Pair[nn.Parameter]]  # a target's place, and what is lent t
 
 @dataclass(frozen=True)
 class _Held:
-    """A target's pair as merged, and the base's state of each factor."""
+    """A target's pair as merged.
+
+    Attributes:
+        factors: The pair.
+        state: The base's state of each factor.
+        rho: What the rate has left of it to be taken up, before the share that is asked for then.
+    """
 
     factors: Pair[Tensor]
     state: Pair[State]
+    rho: float = 1.0
 
 
 @dataclass(eq=False)
 class Carry:
-    """The last pair of every target drawn so far.
+    """The last pair of every target drawn so far."""
 
-    Args:
-        share: ρ in [0, 1], how much of B is taken up again.
-    """
-
-    share: float
     held: dict[str, _Held] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.share = share("carry", self.share)
 
     @property
     def kept(self) -> list[Tensor]:
@@ -78,18 +76,26 @@ class Carry:
         self.held.pop(target.name, None)
 
     @torch.no_grad()
-    def put_down(self, lots: Iterable[Lot], base: Optimizer) -> None:
+    def put_down(self, lots: Iterable[Lot], base: Optimizer, rho: float) -> None:
         """Remember the pairs of a booster that was merged, and their optimizer state.
 
         The base has it too until it forgets. Done again, it does the same.
+
+        Args:
+            lots: The pairs.
+            base: Whose state it is.
+            rho: What the rate has left of them to be taken up.
         """
         for adapter, pair in lots:
             self.held[adapter.target.name] = _Held(
                 pair.map(lambda factor: factor.detach().clone()),
                 pair.map(lambda factor: base.state.get(factor, {})),
+                rho,
             )
 
-    def taking_up(self, adapter: Adapter, base: Optimizer, merger: Merger, t: int) -> TakingUp:
+    def taking_up(
+        self, adapter: Adapter, base: Optimizer, merger: Merger, t: int, rho: float
+    ) -> TakingUp:
         """Return what gives a target of booster t its last pair back, if it has one.
 
         Args:
@@ -97,12 +103,16 @@ class Carry:
             base: Gets the state back.
             merger: Takes the pair's product out of the weights, under its policy of precision.
             t: The booster's index.
+            rho: ρ_t, how much of B is taken up.
         """
-        return TakingUp(self, adapter, base, merger, t)
+        return TakingUp(self, adapter, base, merger, t, rho)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types."""
-        held = {n: {"factors": [*h.factors], "state": [*h.state]} for n, h in self.held.items()}
+        held = {
+            name: {"factors": [*one.factors], "state": [*one.state], "rho": one.rho}
+            for name, one in self.held.items()
+        }
         return copy.deepcopy(held)  # the base writes to what it is given back
 
     def load_state_dict(self, state: Mapping[str, Any], base: Optimizer) -> None:
@@ -123,6 +133,7 @@ class Carry:
             name: _Held(
                 Pair(*map(own, held["factors"])),
                 Pair(*({key: own(value) for key, value in one.items()} for one in held["state"])),
+                float(held.get("rho", 1.0)),  # earlier versions had no such thing
             )
             for name, held in state.items()
         }
@@ -132,10 +143,10 @@ class TakingUp:
     """A ← A′, B ← ρ·B′ and W ← W − s·ρ·B′A′: may be interrupted at any instruction, and goes on."""
 
     def __init__(
-        self, carry: Carry, adapter: Adapter, base: Optimizer, merger: Merger, t: int
+        self, carry: Carry, adapter: Adapter, base: Optimizer, merger: Merger, t: int, rho: float
     ) -> None:
         self._carry, self._adapter, self._base, self._merger = carry, adapter, base, merger
-        self._t = t
+        self._t, self._rho = t, rho
         self._out: list[Addition] | None = None
 
     @torch.no_grad()
@@ -146,7 +157,7 @@ class TakingUp:
             return
         if self._out is None:
             self._fill(held)
-            self._out = self._taken_out() if self._carry.share else []
+            self._out = self._taken_out() if self._rho * held.rho else []
         for addition in self._out:
             addition.go_on()
         self._carry.forget(self._adapter.target)
@@ -159,7 +170,7 @@ class TakingUp:
         A = factors.A
         # Rows of A that no booster has had yet, the rank being lower, are this one's.
         A = torch.where(A.any(1, keepdim=True), A, parameters.A)
-        values = Pair(A, *(self._carry.share * one for one in factors.grown))
+        values = Pair(A, *(self._rho * held.rho * one for one in factors.grown))
         for factor, value, state in zip(parameters, values, held.state, strict=True):
             factor.copy_(value)
             if state:  # moved, if the model has been

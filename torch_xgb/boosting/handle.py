@@ -91,7 +91,7 @@ class Boosting:
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
         merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
         self._recompute = Recompute(self.model, settings.checkpointing)
-        self._carry = None if settings.carry is None else Carry(settings.carry)
+        self._carry = None if settings.carry is None else Carry()
         room = self.course.most_L_s, self.course.most_r
         recorded, partial = settings.record is not None, settings.unused == "skip"
         self.booster = Booster(layers, *room, self._form, settings.lora_dropout, partial)
@@ -206,7 +206,7 @@ class Boosting:
         """Count a step; merge the active booster if it ends with it."""
         self._pending.stepped()
         try:
-            if self.course.stepped():
+            if self.course.stepped(self._wrapped.lr):
                 self.merge()
         except BaseException:
             self.catch_up_later()

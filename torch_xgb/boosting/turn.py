@@ -93,6 +93,7 @@ class Turns:
 
     def beginning(self, progress: Progress, draw: Draw, wrapped: Wrapped) -> list[Deed]:
         """Return what begins a booster: the layers drawn, with fresh pairs, or those they had."""
+        self.course.require_rate(wrapped.lr)
         adapters = self.booster.of(draw.layers)
         t = progress.booster_index
 
@@ -103,10 +104,10 @@ class Turns:
         if self.carry is not None:
             self._require_own(adapters)
         deeds: list[Deed] = [fresh]
-        if self.carry is not None:
+        if self.carry is not None and draw.rho is not None:
             deeds.append(lambda: self.memory.look(adapters))
             for adapter in adapters:
-                up = self.carry.taking_up(adapter, wrapped.optimizer, self.merger, t)
+                up = self.carry.taking_up(adapter, wrapped.optimizer, self.merger, t, draw.rho)
                 deeds.append(up.go_on)
         deeds.append(lambda: self.memory.note(adapters, anew=self.carry is not None))
         deeds.append(lambda: self.course.begin(progress, draw))
@@ -181,7 +182,7 @@ class Turns:
         if carry is None:
             return [wrapped.forget]
         return [
-            lambda: carry.put_down(lots, wrapped.optimizer),
+            lambda: carry.put_down(lots, wrapped.optimizer, self.course.rho),
             lambda: wrapped.forget(counters=False),
         ]
 

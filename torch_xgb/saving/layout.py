@@ -62,7 +62,7 @@ def check_carried(carried: object, shapes: Mapping[str, list[Size]] | None) -> N
         wanted = (shapes or {})[name]
         factors, states = _listed(held["factors"]), _listed(held["state"])
         fit = len(factors) == len(states) == len(wanted)
-        fit = fit and all(map(_is_floating, factors, wanted))
+        fit = fit and all(map(_is_floating, factors, wanted)) and _is_share(held.get("rho", 1.0))
         if not fit or not all(isinstance(state, Mapping) for state in states):
             raise ValueError(
                 f"the state is damaged: 'carry' of {name!r} needs tensors of shapes {wanted} with "
@@ -115,6 +115,10 @@ def _check_repair(name: str, repair: object, weight: Weight) -> None:
 
 def _is_floating(value: object, shape: tuple[int, ...]) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) == shape
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
 
 
 def _listed(value: object) -> list[Any]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_xgb.checks import natural
+from torch_xgb.checks import natural, share
 from torch_xgb.processes import mean
 from torch_xgb.schedule.boundaries import Progress, boundary
+from torch_xgb.schedule.carried import Decay
 from torch_xgb.schedule.draws import Draw, draws
 from torch_xgb.schedule.plateau import LossPolicy
 from torch_xgb.schedule.rates import RateFactors
@@ -34,6 +35,7 @@ class Course:
         progress: How far the boosting is.
         draw: What the active booster is.
         due: Whether the active booster has ended, and is not merged yet.
+        rho: What its steps have left of its pairs to be taken up; 1 but for ``carry=Decay(…)``.
         policy: What watches the loss, if ``kappa`` is such a thing: a copy, so that what was told
             may be told to another run, which begins anew.
         most_r: The highest rank room is to be made for.
@@ -52,7 +54,8 @@ class Course:
         self.most_r, self.most_L_s = self._draws.most_r, self._draws.most_L_s
         self.progress, self.draw = Progress(), self._draws.booster(0)
         self._first = self.draw
-        self.due = False
+        self.due, self.rho = False, 1.0
+        self._decay = settings.carry if isinstance(settings.carry, Decay) else None
         self._after: Progress | None = None
         self._last: Progress | None = None  # begun last, and what the policy was before
         self._of_last: dict[str, Any] = {}
@@ -68,6 +71,7 @@ class Course:
             "r at booster 0": first.r,
             "lora_alpha / r at booster 0": first.s,
             "shrinkage at booster 0": first.alpha,
+            "carry at booster 0": first.rho,
         }
 
     @property
@@ -75,8 +79,14 @@ class Course:
         """The factor on the factors' learning rate for the step about to be taken."""
         return self._rates(self.progress, self.draw.r)
 
-    def stepped(self) -> bool:
-        """Count a step; return whether the active booster ends with it, and so is due."""
+    def stepped(self, lr: object) -> bool:
+        """Count a step; return whether the active booster ends with it, and so is due.
+
+        Args:
+            lr: The factors' learning rate, but for the factor ``rate``.
+        """
+        if self._decay is not None:
+            self.rho = self._decay.after(self.rho, self.rate * lr)  # type: ignore[operator]
         self.progress = self.progress.stepped()
         self.due = self._ends(self.progress)
         return self.due
@@ -100,7 +110,19 @@ class Course:
                 self._of_last = copy.deepcopy(self.policy.state_dict())
                 self._last = progress
             self.policy.begin()
-        self.progress, self.draw, self.due = progress, draw, False
+        self.progress, self.draw, self.due, self.rho = progress, draw, False, 1.0
+
+    def require_rate(self, lr: object) -> None:
+        """Refuse a base without a learning rate where ρ is tied to one.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self._decay is not None and lr is None:
+            raise ValueError(
+                "carry=Decay(…) goes with a base whose param_groups have an 'lr': give a number, a "
+                "sequence or a callable instead"
+            )
 
     def observe(self, loss: float | Tensor, group: ProcessGroup | None) -> None:
         """Show a step's loss, averaged over a group of processes, to the policy, if there is one.
@@ -127,7 +149,8 @@ class Course:
         policy = None if self.policy is None else self.policy.state_dict()
         active = asdict(self.draw) if self._after is None else None
         progress = asdict(self._after or self.progress)
-        return {**progress, "due": self.due, "active": active, "policy": policy}
+        rho = self.rho if self._after is None else 1.0
+        return {**progress, "due": self.due, "active": active, "rho": rho, "policy": policy}
 
     def check(self, state: Mapping[str, Any]) -> tuple[Progress, Draw]:
         """Return where a state's run stands, changing nothing.
@@ -137,12 +160,15 @@ class Course:
         """
         try:
             progress = Progress(*(natural(f.name, state.get(f.name)) for f in fields(Progress)))
+            share("rho", state.get("rho", 1.0))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the state is damaged: {error}") from error
         if progress.booster_step > progress.total_steps:
             raise ValueError(f"the state is damaged: {progress} took more steps than there were")
         draw = self._draws.booster(progress.booster_index)
         active, here = state.get("active"), asdict(draw)
+        if isinstance(active, Mapping):
+            active = {"rho": here["rho"], **active}  # earlier versions had one of all boosters
         if active is not None and active != here:
             raise ValueError(
                 f"the state's booster {progress.booster_index} is {active!r}, and the settings "
@@ -158,6 +184,7 @@ class Course:
             self.policy.load_state_dict(copy.deepcopy(state["policy"]))
         self.progress, self.draw = progress, draw
         self.due = bool(state.get("due"))  # earlier versions had no such thing
+        self.rho = float(state.get("rho", 1.0))
 
     def _check_policy(self, state: object) -> None:
         """Have a copy of the policy try a state.

@@ -1,4 +1,4 @@
-"""What each booster is: its layers, rank, scaling and shrinkage, pure in (seed, t)."""
+"""What each booster is: its layers, rank, scaling, shrinkage and ρ, pure in (seed, t)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numbers import Integral, Real
 
 from torch_xgb.checks import finite_positive, integer
 from torch_xgb.formulas.lowrank import scaling
+from torch_xgb.schedule.carried import carried
 from torch_xgb.schedule.per_booster import PerBooster, PositiveInteger
 from torch_xgb.schedule.samplers import Sampler, draw, sampler
 from torch_xgb.settings import Settings
@@ -23,12 +24,14 @@ class Draw:
         r: Its rank.
         s: Its scaling.
         alpha: α_t, its shrinkage.
+        rho: ρ_t, how much of their last pairs its targets take up; None if none does.
     """
 
     layers: list[int]
     r: int
     s: float
     alpha: float
+    rho: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Draws:
         r: The rank.
         shrinkage: α_t of Eq. 8.
         lora_alpha: Of the scaling s = lora_alpha / r.
+        carry: ρ_t, if pairs are taken up.
     """
 
     seed: int
@@ -52,6 +56,7 @@ class Draws:
     r: PerBooster[int]
     shrinkage: PerBooster[float]
     lora_alpha: float | None
+    carry: PerBooster[float] | None = None
 
     def booster(self, t: int) -> Draw:
         """Return booster t's settings.
@@ -70,7 +75,8 @@ class Draws:
                     "callable must not exceed its value at 0, a sequence may grow"
                 )
         layers = draw(self.sampler, self.seed, t, self.num_layers, L_s)
-        return Draw(layers, r, scaling(self.lora_alpha, r), self.shrinkage(t))
+        rho = None if self.carry is None else self.carry(t)
+        return Draw(layers, r, scaling(self.lora_alpha, r), self.shrinkage(t), rho)
 
     @property
     def most_r(self) -> int:
@@ -106,6 +112,7 @@ def draws(settings: Settings, num_layers: int) -> Draws:
         PerBooster("r", settings.r, PositiveInteger("r")),
         PerBooster("shrinkage", settings.shrinkage, _valid_shrinkage),
         None if alpha is None else finite_positive("lora_alpha", alpha),
+        carried(settings),
     )
 
 

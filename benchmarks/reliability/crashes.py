@@ -7,6 +7,7 @@ Trainer's checkpoints, and DeepSpeed's under ZeRO 1 and 3.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.reliability.apart import Fork
-from benchmarks.reliability.counts import Counts, Fault
+from benchmarks.reliability.counts import Counts, Fault, is_ours
 from benchmarks.reliability.subjects import Kind, batch, boosted, digest, model_of, step
 from torch_xgb import Chain
 
@@ -63,10 +66,9 @@ def loop(folder: Path, record: bool = False, pause: float = 0.001) -> str:
 
 
 def trainer(folder: Path) -> str:
-    """Train by the Trainer, resuming from its last checkpoint."""
+    """Train by the Trainer, resuming from its last checkpoint that is whole."""
     from torch_xgb.integrations.transformers import BoostedFactory, BoostingCallback
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
     told = {"kappa": 3, "layers_per_booster": 1, "modules_to_save": ["head"], "lr": 0.02}
     arguments = TrainingArguments(
@@ -84,8 +86,20 @@ def trainer(folder: Path) -> str:
     model = _WithLoss(model_of(KIND))
     made = Trainer(model, arguments, train_dataset=rows, optimizer_cls_and_kwargs=(BoostedFactory, told))  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
     made.add_callback(BoostingCallback(made))
-    made.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    made.train(resume_from_checkpoint=_last_whole(folder))
     return digest(model.state_dict())
+
+
+def _last_whole(folder: Path) -> str | None:
+    """Return the last checkpoint whose ``trainer_state.json`` is whole: the Trainer ends with it.
+
+    ``get_last_checkpoint`` takes one that was being written for the last.
+    """
+    for found in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        with suppress(OSError, ValueError):
+            json.loads((found / "trainer_state.json").read_text())
+            return str(found)
+    return None
 
 
 class _WithLoss(nn.Module):
@@ -195,8 +209,17 @@ def _route(name: str, work: Work, kills: int, dice: random.Random) -> Counts:
 def _compare(again: Any, answer: Any, fault: Fault) -> None:
     if again is None or not again[0]:
         fault.lost = f"a run cannot go on: {str(again and again[1])[-400:]}"
+    elif isinstance(again[1], _Refused):
+        fault.refused = True
     elif again[1] != answer[1]:
         fault.wrong = "the run went on to other weights"
+
+
+@dataclass
+class _Refused:
+    """A run that the library refused to begin again, in words."""
+
+    words: str
 
 
 def _once(work: Work, shot: float | None, folder: str) -> tuple[bool, object] | None:
@@ -206,10 +229,15 @@ def _once(work: Work, shot: float | None, folder: str) -> tuple[bool, object] | 
     return process.wait()
 
 
-def _quietly(work: Work, folder: Path) -> str:
+def _quietly(work: Work, folder: Path) -> str | _Refused:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    return work(folder)
+    try:
+        return work(folder)
+    except Exception as error:
+        if is_ours(error):
+            return _Refused(str(error))
+        raise

@@ -55,6 +55,10 @@ class BoostedLowRankOptimizer(Front):
         exclude_modules: What to leave out, as a list or a regular expression.
         modules_to_save: Names or suffixes of modules trained in full beside the boosters; None
             finds the new task head of a transformers model, [] trains none.
+        modules_to_save_optimizer: An optimizer of their own for these modules, where the base is
+            none for them (Muon and a head): a class, or a callable that takes parameter groups.
+        head_lr: A learning rate of their own for these modules; None is the base's. Schedulers
+            change both alike.
         lora_alpha: The scaling is s = lora_alpha / r; None is s = 1, as the paper writes it.
         lora_dropout: Probability of dropping an input of A in training.
         adapter: "lora" edits weights, "direft" outputs: y + s·B(A y + b), merged exactly (MeFT).
@@ -131,6 +135,8 @@ class BoostedLowRankOptimizer(Front):
         target_modules: str | Sequence[str] = "all-linear",
         exclude_modules: str | Sequence[str] | None = None,
         modules_to_save: Sequence[str] | None = None,
+        modules_to_save_optimizer: Callable[..., Optimizer] | None = None,
+        head_lr: float | None = None,
         lora_alpha: float | None = 16.0,
         lora_dropout: float = 0.0,
         adapter: str = "lora",
@@ -154,8 +160,9 @@ class BoostedLowRankOptimizer(Front):
         told = dict(locals())  # before anything else: every argument by its name
         self.model = model
         self.boosting = Boosting(model, Settings.of(told))
-        trained = self.boosting.factors, self.boosting.trained
-        super().__init__(self.boosting.followed, optimizer_class, *trained, optimizer_kwargs)
+        base = optimizer_class, self.boosting.factors, optimizer_kwargs
+        in_full = self.boosting.trained, modules_to_save_optimizer, head_lr
+        super().__init__(self.boosting.followed, *base, *in_full)
         self.boosting.agree(self.base)
         self.boosting.enter(self._wrapped)
 

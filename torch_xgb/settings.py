@@ -79,6 +79,8 @@ class Settings:
     target_modules: str | Sequence[str] = _here("all-linear")
     exclude_modules: str | Sequence[str] | None = _here(None)
     modules_to_save: Sequence[str] | None = _here(None)
+    modules_to_save_optimizer: Any = _run(None)
+    head_lr: float | None = _ranks(None)
     lora_alpha: float | None = _run(16.0)
     lora_dropout: float = _run(0.0)
     adapter: str = _run("lora")

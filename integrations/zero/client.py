@@ -56,11 +56,11 @@ class Client(Optimizer):
         self._saving: dict[str, Any] | None = None
         boosted.boosting.set_apart(engine.device)
         groups = boosted.base.param_groups
-        trained = list(groups[1]["params"]) if len(groups) > 1 else []
+        trained = [list(group["params"]) for group in groups[1:]]
         self._anchor = Anchor(boosted, tie=not engine.zero_optimization_partition_weights())
-        self._fill = _filled(boosted.base, trained)
+        self._fill = _filled(boosted.base, sum(trained, []))
         self._heads = _twin(boosted.base)
-        held = [[self._anchor.parameter], trained][: len(groups)]
+        held = [[self._anchor.parameter], *trained]
         super().__init__(
             [
                 {**{k: v for k, v in group.items() if k != "params"}, "params": params, _ROLE: i}
@@ -68,9 +68,10 @@ class Client(Optimizer):
             ],
             dict(boosted.base.defaults),
         )
-        for parameter in trained:
+        for parameter in sum(trained, []):
             boosted.base.state.pop(parameter, None)
-            groups[1]["params"] = []
+        for group in groups[1:]:
+            group["params"] = []
         self._seen = [
             {k: v for k, v in g.items() if k in self.defaults and isinstance(v, _PLAIN)}
             for g in groups
@@ -112,7 +113,7 @@ class Client(Optimizer):
         Outside a step of the engine it does nothing: DeepSpeed makes a dry run at the start in
         bfloat16 without ZeRO.
         """
-        groups = [group for group in self.param_groups if group[_ROLE] == 1 and group["params"]]
+        groups = [group for group in self.param_groups if group[_ROLE] and group["params"]]
         if not self._live or self.overflowed or not groups:
             return
         parameters = [p for group in groups for p in group["params"] if p.grad is not None]

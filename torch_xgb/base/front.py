@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_xgb.base.followed import Followed
+from torch_xgb.base.in_full import InFull
 from torch_xgb.base.wrapped import Wrapped, passed_on
 
 __all__ = ["Front"]
@@ -19,7 +21,10 @@ class Front(Optimizer):
 
     Args:
         followed: The Parameters trained in full, which a group must go on holding.
-        base_of: What ``Wrapped`` builds the base of.
+        optimizer_class: The base's.
+        factors: The factors.
+        kwargs: Further arguments of the base's class.
+        in_full: What ``InFull`` is told of the Parameters trained in full.
 
     Attributes:
         base: The optimizer it stands before, whose ``load_state_dict`` replaces them.
@@ -31,8 +36,16 @@ class Front(Optimizer):
 
     base: Optimizer
 
-    def __init__(self, followed: Followed, *base_of: Any) -> None:  # noqa: ANN401
-        self._followed, self._wrapped = followed, Wrapped(*base_of)
+    def __init__(
+        self,
+        followed: Followed,
+        optimizer_class: Callable[..., Optimizer],
+        factors: Sequence[nn.Parameter],
+        kwargs: dict[str, Any],
+        *in_full: Any,  # noqa: ANN401
+    ) -> None:
+        self._followed = followed
+        self._wrapped = Wrapped(optimizer_class, factors, kwargs, InFull(*in_full))
         self.base = base = self._wrapped.optimizer
         state = base.state
         super().__init__(base.param_groups, base.defaults)
@@ -41,7 +54,10 @@ class Front(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The base's: [0] the factors, [1] the modules trained in full, if any."""
+        """The base's: [0] the factors, [1] the modules trained in full, if any.
+
+        If the base was given ``weight_decay``, [2] are the biases and norms of these, without it.
+        """
         self._followed.keep_up(self.base)
         return self.base.param_groups
 

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from torch_xgb.base.in_full import InFull
 from torch_xgb.base.steps import FreshStart, only_fills_state, scaled_lr
+from torch_xgb.base.together import Together
 
 __all__ = ["Wrapped", "passed_on"]
 
 T = TypeVar("T")
+_BASE = "optimizer_class"
 
 # Words of PEFT and others for arguments that are ours, and would go to the base.
 _MEANT = {
@@ -36,13 +39,13 @@ _REFUSED = {
 
 
 class Wrapped:
-    """The base optimizer: group 0 the factors, group 1 the modules trained in full, if any.
+    """The base optimizer: group 0 the factors, the others the modules trained in full, if any.
 
     Args:
         optimizer_class: A class, or a callable that takes groups.
         factors: The factor Parameters.
-        saved: The Parameters of the modules trained in full.
         kwargs: Further arguments of the class.
+        in_full: The modules trained in full.
 
     Attributes:
         optimizer: The base.
@@ -57,10 +60,19 @@ class Wrapped:
         self,
         optimizer_class: Callable[..., Optimizer],
         factors: Sequence[nn.Parameter],
-        saved: Sequence[nn.Parameter],
         kwargs: dict[str, Any],
+        in_full: InFull,
     ) -> None:
-        self.optimizer = _build(optimizer_class, factors, saved, kwargs)
+        groups = [{"params": list(factors)}]
+        if in_full.optimizer_class is None:
+            groups += in_full.groups(kwargs)
+            self.optimizer = _build(_BASE, optimizer_class, groups, kwargs)
+        else:
+            first = _build(_BASE, optimizer_class, groups, kwargs)
+            own = _build(
+                "modules_to_save_optimizer", in_full.optimizer_class, in_full.groups({}), {}
+            )
+            self.optimizer = Together(first, own)
         self._fresh_start = FreshStart(self.optimizer, factors)
 
     def step(self, step: Callable[[], T], rate: float) -> T:
@@ -119,35 +131,35 @@ def passed_on(optimizer: Optimizer, name: str) -> Any:  # noqa: ANN401
 
 
 def _build(
+    name: str,
     optimizer_class: Callable[..., Optimizer],
-    factors: Sequence[nn.Parameter],
-    saved: Sequence[nn.Parameter],
+    groups: list[dict[str, Any]],
     kwargs: dict[str, Any],
 ) -> Optimizer:
+    """Return the optimizer of some groups, which an argument of that name makes."""
     if isinstance(optimizer_class, Optimizer) or not callable(optimizer_class):
         raise TypeError(
-            "optimizer_class must be an optimizer's class (e.g. torch.optim.AdamW) or a callable "
+            f"{name} must be an optimizer's class (e.g. torch.optim.AdamW) or a callable "
             f"that takes parameters and returns an optimizer, got {optimizer_class!r}"
         )
     if inspect.isclass(optimizer_class):
         _refuse(optimizer_class)
-    groups: list[dict[str, Any]] = [{"params": list(factors)}]
-    if saved:
-        groups.append({"params": list(saved)})
+    given = _held(groups, name)
     base = _called(optimizer_class, groups, kwargs)
     if not isinstance(base, Optimizer):
-        raise TypeError(
-            f"optimizer_class must make a torch.optim.Optimizer, got {type(base).__name__}"
-        )
+        raise TypeError(f"{name} must make a torch.optim.Optimizer, got {type(base).__name__}")
     _refuse(type(base))
-    given, kept = (
-        [[id(p) for p in group["params"]] for group in gs] for gs in (groups, base.param_groups)
-    )
-    if given != kept:
+    if given != _held(base.param_groups, name):
         raise ValueError(
             f"{type(base).__name__} rearranges its param_groups; it must keep the groups given"
         )
     return base
+
+
+def _held(groups: list[dict[str, Any]], name: str) -> list[list[int]]:
+    """Return what groups hold, group by group if it is the factors'."""
+    held = [[id(parameter) for parameter in group["params"]] for group in groups]
+    return held if name == _BASE else [sorted(sum(held, []))]
 
 
 def _called(

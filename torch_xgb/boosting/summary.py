@@ -140,7 +140,7 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
     pairs = booster.active_pairs.values() if boosting.attached else ()
     heads = selection.heads if boosting.attached else {}
     return Summary(
-        base=type(base).__name__,
+        base=type(getattr(base, "first", base)).__name__,
         model=type(boosting.model).__name__,
         parameters=_count(known),
         blocks=len(selection.layers),

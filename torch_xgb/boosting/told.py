@@ -17,7 +17,8 @@ def told(
     selection: Selection, settings: Settings, base: Optimizer, *contracts: Contract
 ) -> dict[str, Any]:
     """Return settings of some contracts, and what of the model and the base goes with them."""
-    facts = {"optimizer_class": type(base).__name__, **selection.facts}
+    of_factors = getattr(base, "first", base)
+    facts = {"optimizer_class": type(of_factors).__name__, **selection.facts}
     return {**facts, **settings.plain(*contracts)}
 
 

@@ -65,6 +65,7 @@ class Sharding:
         self.model = model
         self.booster = booster
         self.selection = selection
+        self._trained = selection.trained
         self.recorded = recorded
         self.partial = partial
         self.averager: Averager | None = None
@@ -116,8 +117,10 @@ class Sharding:
         self._adopt()
         if self._unstepped:
             base.param_groups[0]["params"] = list(self.booster.factors)
-            if trained := self.selection.trained:
-                base.param_groups[1]["params"] = trained
+            shards = dict(zip(self._trained, self.selection.trained, strict=True))
+            for group in base.param_groups[1:]:
+                group["params"] = [shards.get(p, p) for p in group["params"]]
+            self._trained = self.selection.trained
 
     def share_out(self, base: Optimizer) -> None:
         """Cut whole tensors in the base's state, just loaded, like their Parameters."""

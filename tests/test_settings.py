@@ -60,6 +60,8 @@ def build(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
     """Build with copies of the settings: a policy is one run's, and remembers its losses."""
     settings = {"kappa": 3, "layers_per_booster": 2, "lr": 0.02, **copy.deepcopy(settings)}
     settings.setdefault("lora_alpha", None)
+    if settings.keys() & {"head_lr", "modules_to_save_optimizer"}:
+        settings.setdefault("modules_to_save", ["head"])
     base = settings.pop("optimizer_class", AdamW)
     return BoostedLowRankOptimizer(base, model, **settings)
 
@@ -82,6 +84,8 @@ DIFFERING: dict[str, tuple[str, Any, Any]] = {
     "target_modules": ("target_modules", "all-linear", ["query", "value"]),
     "exclude_modules": ("exclude_modules", None, ["query"]),
     "modules_to_save": ("modules_to_save", None, ["head"]),
+    "modules_to_save_optimizer": ("modules_to_save_optimizer", SGD, AdamW),
+    "head_lr": ("head_lr", 0.1, 0.2),
     "lora_alpha": ("lora_alpha", None, 2.0),
     "lora_dropout": ("lora_dropout", 0.0, 0.25),
     "adapter": ("adapter", "lora", "direft"),
@@ -316,6 +320,7 @@ CHANGED: dict[str, tuple[str, Any, Any, str, str]] = {
     "target_modules": ("target_modules", "all-linear", ["query"], "", "query"),
     "exclude_modules": ("exclude_modules", None, ["query"], "", ""),
     "modules_to_save": ("modules_to_save", [], ["head"], "", "head"),
+    "modules_to_save_optimizer": ("modules_to_save_optimizer", SGD, AdamW, "SGD", "AdamW"),
     "lora_alpha": ("lora_alpha", None, 2.0, "None", r"2\.0"),
     "lora_dropout": ("lora_dropout", 0.0, 0.25, r"0\.0", r"0\.25"),
     "adapter": ("adapter", "lora", "direft", "lora", "direft"),
@@ -354,6 +359,7 @@ RESUMABLE: dict[str, tuple[str, Any, Any]] = {
     "betas": ("betas", (0.9, 0.999), (0.8, 0.999)),
     "betas-list": ("betas", [0.9, 0.999], [0.8, 0.999]),
     "weight_decay": ("weight_decay", 0.0, 0.1),
+    "head_lr": ("head_lr", 0.02, 0.03),
     "nonfinite": ("nonfinite", "error", "skip"),
     "unused": ("unused", "error", "skip"),
     "checkpointing": ("checkpointing", False, True),

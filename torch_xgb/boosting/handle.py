@@ -27,6 +27,7 @@ from torch_xgb.boosters.report import Listeners
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosting.later import Later, Taken
 from torch_xgb.boosting.release import vacate
+from torch_xgb.boosting.slight import tell_if_slight
 from torch_xgb.boosting.told import told, told_alike
 from torch_xgb.boosting.turn import Turn, Turns
 from torch_xgb.ledger.writer import Writer, writer
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Boosting"]
-
-Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Boosting:
@@ -159,6 +158,7 @@ class Boosting:
             self._recompute.attach()
             self._sharding.attach()
             self.begin(self.course.progress, self.course.draw)
+            tell_if_slight(self.listeners, self.weights, wrapped.optimizer)
         except BaseException:
             self.leave()
             for parameter, gradient in gradients:
@@ -180,7 +180,7 @@ class Boosting:
         if self.writer is not None and (begins or not self.writer.ready):
             self.writer.check_next(t)
 
-    def prepare_gradients(self, others: Named) -> bool:
+    def prepare_gradients(self, others: Sequence[tuple[str, nn.Parameter]]) -> bool:
         """Check every gradient before the base uses it, and add λ's to the factors'.
 
         Args:

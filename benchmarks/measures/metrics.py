@@ -46,6 +46,23 @@ def loss(outputs: Tensor, labels: Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(outputs, labels))
 
 
+def calibration(outputs: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error of outputs ``(rows, labels)``, in [0, 1].
+
+    The mean over rows of how far a bin's accuracy is from its mean confidence, bins of equal width
+    (Guo et al., 2017, https://arxiv.org/abs/1706.04599).
+
+    Raises:
+        ValueError: If they are a regression's.
+    """
+    if outputs.shape[1] < 2:
+        raise ValueError("a regression has no confidence to calibrate")
+    confidence, predicted = outputs.double().softmax(1).max(1)
+    gap = (predicted == labels).double() - confidence
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins)
+    return float(torch.zeros(bins + 1).double().index_add(0, bin_of, gap).abs().sum() / len(gap))
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half the width of its 95 % confidence interval (Student's t).
 

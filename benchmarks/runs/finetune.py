@@ -2,12 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
@@ -16,8 +16,9 @@ from benchmarks.measures.memory import peak_memory
 from benchmarks.methods.method import Method, Trainee
 from benchmarks.runs.step import step
 from benchmarks.subjects import minilm
-from benchmarks.subjects.classification import Batch, Task
+from benchmarks.subjects.classification import Batch, Encoded, Task
 
+Watch = Callable[[int, nn.Module], None]  # steps taken, and the model in training
 _WINDOW = 8  # steps timed together, so that every window holds one merge
 
 
@@ -72,19 +73,21 @@ class Bench:
         self.train, self.dev = minilm.encoded(task, settings.length)
         self.device = torch.device(settings.device)
 
-    def run(self, method: Method, lr: float, seed: int | None = None) -> Outcome:
+    def run(
+        self, method: Method, lr: float, seed: int | None = None, watch: Watch | None = None
+    ) -> Outcome:
         """Train by ``method`` at the peak rate ``lr`` and score on dev.
 
         Head, batches and dropout depend on the seed alone, so that methods differ in nothing
-        else; ``seed`` stands in for the settings' one.
+        else; ``seed`` stands in for the settings' one. ``watch`` is called after every step.
         """
         torch.set_float32_matmul_precision(self.settings.products)
         try:
-            return self._run(method, lr, self.settings.seed if seed is None else seed)
+            return self._run(method, lr, self.settings.seed if seed is None else seed, watch)
         finally:
             torch.set_float32_matmul_precision("highest")  # torch's default
 
-    def _run(self, method: Method, lr: float, seed: int) -> Outcome:
+    def _run(self, method: Method, lr: float, seed: int, watch: Watch | None) -> Outcome:
         trainee, sizes = self._build(method, lr, seed)
         steps = self.settings.steps
         schedule = LambdaLR(trainee.optimizer, partial(self._factor, steps=steps))
@@ -96,6 +99,8 @@ class Bench:
             schedule.step()
             seconds.append(self._clock() - start)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+            if watch:
+                watch(len(losses), trainee.model)
         model = trainee.finish()
         windows = [seconds[i : i + _WINDOW] for i in range(0, max(1, steps - _WINDOW + 1), _WINDOW)]
         step_ms = 1e3 * statistics.median(map(statistics.fmean, windows))
@@ -126,17 +131,21 @@ class Bench:
         """Return the task's score of a model on dev."""
         return self.evaluate(model)[0]
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
         """Return the task's score of a model on dev, and its loss there."""
+        rows, truth = self.outputs(model, self.dev)
+        return metrics.score(self.task.metric, rows, truth), metrics.loss(rows, truth)
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, rows: Encoded) -> tuple[Tensor, Tensor]:
+        """Return a model's outputs of rows, and their labels; it is in evaluation after that."""
         model.to(self.device).eval()
         outputs, labels = [], []
-        for batch in tqdm(self.dev.ordered_batches(64), "dev", unit="batch", leave=False):
+        for batch in tqdm(rows.ordered_batches(64), "dev", unit="batch", leave=False):
             labels.append(batch.pop("labels"))
             moved = {name: values.to(self.device) for name, values in batch.items()}
             outputs.append(model(**moved).logits.float().cpu())
-        rows, truth = torch.cat(outputs), torch.cat(labels)
-        return metrics.score(self.task.metric, rows, truth), metrics.loss(rows, truth)
+        return torch.cat(outputs), torch.cat(labels)
 
     def _build(self, method: Method, lr: float, seed: int) -> tuple[Trainee, tuple[int, int, int]]:
         """Load a fresh model and hand it to the method; count what is trained of what."""

@@ -1,0 +1,178 @@
+"""Runs of the byte language model: a search of each method's rate, and what it then reaches."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from benchmarks.methods.ceiling import METHODS
+from benchmarks.methods.method import Method
+from benchmarks.runs.journal import RESULTS, Journal, Record
+from benchmarks.runs.step import step
+from benchmarks.subjects import bytelm
+
+JOURNAL = RESULTS / "ceiling.jsonl"
+QUICK_JOURNAL = RESULTS.parents[1] / "runs" / "ceiling-quick.jsonl"  # short, so no result
+SEARCHED = 400  # steps of a search
+WARMUP = 0.06
+_POINTS = 32  # of a recorded curve
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the queue: some methods, at one K, with so many seeds."""
+
+    steps: int
+    seeds: int
+    methods: Sequence[str]
+
+
+MAIN = ("PEFT LoRA r=1", "XGBLoRA, carry=0.97 r=1", "XGBLoRA r=1")
+_EIGHT = tuple(name.replace("r=1", "r=8") for name in MAIN)
+_OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *_EIGHT))
+# What is least missed comes last, as whatever stops the queue cuts it there.
+QUEUE = (
+    Stage(1600, 1, MAIN[:2]),
+    Stage(1600, 1, MAIN),
+    Stage(1600, 2, MAIN[:2]),
+    Stage(1600, 3, MAIN),
+    Stage(6400, 1, MAIN),
+    Stage(1600, 1, ("full", *_EIGHT, *_OTHERS)),
+    Stage(400, 3, MAIN),
+    Stage(6400, 1, ("full", *_EIGHT)),
+    Stage(6400, 3, MAIN),
+)
+LENGTHS, SEEDS = (400, 1600, 6400), 3  # of the table
+QUICK = (Stage(8, 1, tuple(METHODS)),)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, and all that its result depends on."""
+
+    method: Method
+    lr: float
+    seed: int
+    steps: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its record is found by."""
+        return {
+            **self.method.identity,
+            "lr": self.lr,
+            "seed": self.seed,
+            "steps": self.steps,
+            "text": bytelm.digest(),
+        }
+
+    def __call__(self) -> Record:
+        """Train and score; a run that diverges ends there, without a loss."""
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return {"method": self.method.name, **self._trained()}
+        finally:
+            torch.set_float32_matmul_precision("highest")  # torch's default
+
+    def _trained(self) -> Record:
+        model = bytelm.model(self.seed)
+        trainee = self.method.build(model, self.lr, self.seed, **self.method.options)
+        trainable = trainee.trainable
+        schedule, losses = LambdaLR(trainee.optimizer, self.factor), []
+        data = tqdm(bytelm.batches(self.steps, self.seed), self.method.name, self.steps,
+                    leave=False, unit="step", disable=None)  # fmt: skip
+        for batch in data:
+            losses.append(step(trainee.model, trainee.optimizer, batch))
+            schedule.step()
+            if not math.isfinite(losses[-1]):
+                break
+        record: Record = {"loss": None, "held_out": None}
+        if len(losses) == self.steps:
+            model = trainee.finish()
+            record = {"loss": evaluate(model, bytelm.SCORED),
+                      "held_out": evaluate(model, bytelm.SEARCH)}  # fmt: skip
+        return {**record, "curve": thinned(losses), "trainable": trainable}
+
+    def factor(self, step: int) -> float:
+        """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
+        warmup = max(1, round(WARMUP * self.steps))
+        return min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup), 1.0)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, part: str) -> float:
+    """Return the mean loss on the part's windows, in nats a byte."""
+    model.eval()
+    losses, rows = [], []
+    for batch in bytelm.scoring(part):
+        losses.append(float(model(**batch).loss))
+        rows.append(len(batch["labels"]))
+    return round(sum(a * b for a, b in zip(losses, rows, strict=True)) / sum(rows), 5)
+
+
+def thinned(losses: Sequence[float]) -> list[float]:
+    """Average a curve over stretches of equal length."""
+    edges = [round(i * len(losses) / _POINTS) for i in range(_POINTS + 1)]
+    parts = (losses[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b)
+    return [round(statistics.fmean(part), 4) for part in parts]
+
+
+def searches(method: Method, journal: Journal, steps: int = SEARCHED) -> list[Run]:
+    """Return the runs of a method's search, as far as they are known.
+
+    Every rate of its grid, and where the best is at an end of the grid one beyond it.
+    """
+    runs = [Run(method, lr, 0, steps) for lr in method.grid]
+    found = _losses(runs, journal)
+    if len(runs) > 1 and len(found) == len(runs):
+        best = min(found, key=lambda lr: found[lr])
+        beyond = {min(found): best / 2, max(found): 2 * best}.get(best)
+        runs += [Run(method, beyond, 0, steps)] if beyond else []
+    return runs
+
+
+def rate(method: Method, journal: Journal, steps: int = SEARCHED) -> float | None:
+    """Return the rate that a method's search has found; None while it is not complete."""
+    runs = searches(method, journal, steps)
+    found = _losses(runs, journal)
+    return min(found, key=lambda lr: found[lr]) if len(found) == len(runs) else None
+
+
+def _losses(runs: Sequence[Run], journal: Journal) -> dict[float, float]:
+    """Return the held-out loss of each rate that is recorded, of a diverged run infinite."""
+    records = {run.lr: journal[run.key]["held_out"] for run in runs if run.key in journal}
+    return {lr: math.inf if loss is None else loss for lr, loss in records.items()}
+
+
+def final(method: Method, seed: int, steps: int, journal: Journal, searched: int) -> Run | None:
+    """Return a method's scored run at the rate that its search found, if it has."""
+    lr = rate(method, journal, searched)
+    return None if lr is None else Run(method, lr, seed, steps)
+
+
+def run(queue: Sequence[Stage], journal: Journal, searched: int = SEARCHED) -> None:
+    """Do what the journal lacks: searches as they are needed, every method before any seed."""
+    for stage in queue:
+        for name in stage.methods:
+            while rate(METHODS[name], journal, searched) is None:
+                for one in searches(METHODS[name], journal, searched):
+                    _once(one, journal)
+        for seed in range(stage.seeds):
+            for name in stage.methods:
+                one = final(METHODS[name], seed, stage.steps, journal, searched)
+                assert one is not None
+                _once(one, journal)
+
+
+def _once(run: Run, journal: Journal) -> None:
+    if run.key not in journal:
+        record = journal.once(run.key, run)
+        loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
+        print(f"{run.method.name:28} {run.lr:<7g} seed {run.seed} K {run.steps:<5} "
+              f"{loss}, {record['wall_s']:.0f} s", flush=True)  # fmt: skip

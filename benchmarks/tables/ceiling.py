@@ -1,0 +1,96 @@
+"""Where the rank is the ceiling: losses by K, with what a step costs."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from benchmarks.measures.ceiling import counted, interleaved, ratios
+from benchmarks.measures.metrics import interval
+from benchmarks.methods.ceiling import METHODS
+from benchmarks.runs.ceiling import LENGTHS, SEARCHED, SEEDS, final, rate
+from benchmarks.runs.journal import Journal, Record
+from benchmarks.tables.table import table
+
+UNIT = "PEFT LoRA r=1"
+
+
+def losses(name: str, steps: int, journal: Journal, searched: int = SEARCHED) -> list[float | None]:
+    """Return the recorded losses of a method, one a seed; None for a run that diverged."""
+    runs = [final(METHODS[name], seed, steps, journal, searched) for seed in range(SEEDS)]
+    return [journal[run.key]["loss"] for run in runs if run and run.key in journal]
+
+
+def loss_table(journal: Journal, lengths: Sequence[int] = LENGTHS, searched: int = SEARCHED) -> str:
+    """Lay out what is recorded: a row a method, a column a K, then what a step costs."""
+    rows = []
+    for name, method in METHODS.items():
+        cells = [_loss(losses(name, steps, journal, searched)) for steps in lengths]
+        lr = rate(method, journal, searched)
+        if lr and any(cell != "–" for cell in cells):
+            rows.append([name, f"{lr:g}", *cells, *_costs(name, journal)])
+    head = ["method", "rate", *(f"K = {steps:,}" for steps in lengths)]
+    return table([*head, "trained", "memory", "FLOPs a step", "time a step"], rows)
+
+
+def difference_table(journal: Journal, searched: int = SEARCHED) -> str:
+    """Lay out how far each method is from LoRA of its rank, paired by seed."""
+    rows = []
+    for name in METHODS:
+        other = f"PEFT LoRA {name[-3:]}"
+        if name == other or other not in METHODS:
+            continue
+        cells = []
+        for steps in LENGTHS:
+            pairs = zip(*(losses(n, steps, journal, searched) for n in (name, other)), strict=False)
+            cells.append(_difference([a - b for a, b in pairs if a is not None and b is not None]))
+        if any(cell != "–" for cell in cells):
+            rows.append([f"{name}, less LoRA's", *cells])
+    return table(["loss", *(f"K = {steps:,}" for steps in LENGTHS)], rows)
+
+
+def used(journal: Journal, lengths: Sequence[int] = LENGTHS) -> list[Record]:
+    """Return the records behind the tables, those of the searches among them."""
+    return [record for record in journal if record["key"].get("steps") in lengths]
+
+
+def measure(journal: Journal, rounds: int) -> None:
+    """Count and time what the journal lacks."""
+    for method in METHODS.values():
+        journal.once(_counts(method.name), partial(counted, method))
+    journal.once(_TIMES, lambda: {"cpu_s": interleaved(list(METHODS.values()), rounds)})
+
+
+_TIMES = {"cost": "times"}
+
+
+def _counts(name: str) -> dict[str, object]:
+    return {"cost": "counts", **METHODS[name].identity}
+
+
+def _costs(name: str, journal: Journal) -> list[str]:
+    """Format what is trained, the peak of memory, and FLOPs and time in units of LoRA's."""
+    if _counts(name) not in journal or _counts(UNIT) not in journal:
+        return ["–"] * 4
+    own, unit = journal[_counts(name)], journal[_counts(UNIT)]
+    times = journal[_TIMES]["cpu_s"] if _TIMES in journal else {}
+    time = f"{ratios(times, UNIT)[name]:.2f}" if name in times else "–"
+    memory, flops = f"{own['peak'] / 1e6:.1f} MB", f"{own['flops'] / unit['flops']:.2f}"
+    return [f"{own['trainable']:,}", memory, flops, time]
+
+
+def _loss(found: Sequence[float | None]) -> str:
+    known = [loss for loss in found if loss is not None]
+    if len(known) < len(found):
+        return f"{len(found) - len(known)} of {len(found)} diverged"
+    return _mean(known, "")
+
+
+def _difference(found: Sequence[float]) -> str:
+    return _mean(found, "+")
+
+
+def _mean(found: Sequence[float], sign: str) -> str:
+    """Format a mean with half its 95 % interval, where there are several."""
+    if not found:
+        return "–"
+    mean, half = interval(found)
+    return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if len(found) > 1 else "")

@@ -34,6 +34,7 @@ AXOLOTL = ["BoostedArgs", "BoostedPlugin"]
 COMMANDS = [
     "ablation",
     "causal",
+    "ceiling",
     "cost",
     "distributed",
     "dynamics",
@@ -45,6 +46,7 @@ COMMANDS = [
     "plan_check",
     "quantised",
     "rates",
+    "regime",
     "reliability",
     "report",
     "scaling",

@@ -15,9 +15,10 @@ from benchmarks.methods.contenders import missing
 from benchmarks.methods.lora import adapted
 from benchmarks.methods.method import Method, Trainee
 from benchmarks.subjects.bytelm import BESIDE, is_beside
-from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb import BoostedLowRankOptimizer, Decay
 
 BESIDE_RATE = 5e-3
+KAPPA = 8
 ADAMW: dict[str, Any] = {"weight_decay": 0.0, "fused": True}
 RATES = (5e-3, 1e-2, 2e-2)
 MATRICES = ["qkv", "mix", "up", "down"]
@@ -45,9 +46,16 @@ def lora(model: nn.Module, lr: float, seed: int, r: int) -> Trainee:
     return Trainee(wrapped, optimizer, wrapped.merge_and_unload)
 
 
-def boosted(model: nn.Module, lr: float, seed: int, r: int, **options: Any) -> Trainee:
-    """Train boosters of κ = 8 on every block; options are the library's."""
-    given = {"kappa": 8, "layers_per_booster": None, "nonfinite": "skip", **options}
+def boosted(
+    model: nn.Module, lr: float, seed: int, r: int, tied: float | None = None, **options: Any
+) -> Trainee:
+    """Train boosters of κ = 8 on every block; options are the library's.
+
+    ``tied`` is what ρ is at the peak rate, for a ρ that rises to 1 as the rate falls.
+    """
+    given = {"kappa": KAPPA, "layers_per_booster": None, "nonfinite": "skip", **options}
+    if tied is not None:
+        given["carry"] = Decay((1 - tied) / (KAPPA * lr))
     optimizer = BoostedLowRankOptimizer(
         AdamW,
         model,
@@ -89,6 +97,15 @@ def _ranks(name: str, build: Any, **options: Any) -> list[Method]:  # noqa: ANN4
 
 
 CARRY = 0.97
+# What else was asked of carry, at its own rate: a pair let go faster, and a ρ tied to the rate.
+VARIANTS = {
+    method.name: method
+    for method in (
+        Method("XGBLoRA, carry=0.9 r=1", boosted, 1e-2, (1e-2,), {"r": 1, "carry": 0.9}),
+        Method("XGBLoRA, carry tied, 0.97 r=1", boosted, 1e-2, (1e-2,), {"r": 1, "tied": CARRY}),
+        Method("XGBLoRA, carry tied, 0.9 r=1", boosted, 1e-2, (1e-2,), {"r": 1, "tied": 0.9}),
+    )
+}
 METHODS = {
     method.name: method
     for method in (
@@ -102,4 +119,4 @@ METHODS = {
         *_ranks("ReLoRA", boosted, kappa=200, rewarmup_steps=20),
         *(() if missing("GaLore") else _ranks("GaLore", galore)),
     )
-}
+} | VARIANTS

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from benchmarks.methods.ceiling import METHODS
+from benchmarks.methods.ceiling import METHODS, VARIANTS
 from benchmarks.methods.method import Method
 from benchmarks.runs.journal import RESULTS, Journal, Record
 from benchmarks.runs.step import step
@@ -39,7 +39,7 @@ _OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *_EIGHT))
 # What is least missed comes last, as whatever stops the queue cuts it there.
 QUEUE = (
     Stage(1600, 1, MAIN[:2]),
-    Stage(1600, 1, MAIN),
+    Stage(1600, 1, (*MAIN, *VARIANTS)),
     Stage(1600, 2, MAIN[:2]),
     Stage(1600, 3, MAIN),
     Stage(6400, 1, MAIN),
@@ -130,7 +130,7 @@ def searches(method: Method, journal: Journal, steps: int = SEARCHED) -> list[Ru
     """
     runs = [Run(method, lr, 0, steps) for lr in method.grid]
     found = _losses(runs, journal)
-    if len(runs) > 1 and len(found) == len(runs):
+    if len(found) == len(runs):
         best = min(found, key=lambda lr: found[lr])
         beyond = {min(found): best / 2, max(found): 2 * best}.get(best)
         runs += [Run(method, beyond, 0, steps)] if beyond else []
@@ -138,7 +138,12 @@ def searches(method: Method, journal: Journal, steps: int = SEARCHED) -> list[Ru
 
 
 def rate(method: Method, journal: Journal, steps: int = SEARCHED) -> float | None:
-    """Return the rate that a method's search has found; None while it is not complete."""
+    """Return the rate that a method's search has found; None while it is not complete.
+
+    A grid of one rate needs no search.
+    """
+    if len(method.grid) == 1:
+        return method.grid[0]
     runs = searches(method, journal, steps)
     found = _losses(runs, journal)
     return min(found, key=lambda lr: found[lr]) if len(found) == len(runs) else None

@@ -31,7 +31,9 @@ def loss_table(journal: Journal, lengths: Sequence[int] = LENGTHS, searched: int
     return table([*head, "trained", "memory", "FLOPs a step", "time a step"], rows)
 
 
-def difference_table(journal: Journal, searched: int = SEARCHED) -> str:
+def difference_table(
+    journal: Journal, lengths: Sequence[int] = LENGTHS, searched: int = SEARCHED
+) -> str:
     """Lay out how far each method is from LoRA of its rank, paired by seed."""
     rows = []
     for name in METHODS:
@@ -39,12 +41,12 @@ def difference_table(journal: Journal, searched: int = SEARCHED) -> str:
         if name == other or other not in METHODS:
             continue
         cells = []
-        for steps in LENGTHS:
+        for steps in lengths:
             pairs = zip(*(losses(n, steps, journal, searched) for n in (name, other)), strict=False)
             cells.append(_difference([a - b for a, b in pairs if a is not None and b is not None]))
         if any(cell != "–" for cell in cells):
             rows.append([f"{name}, less LoRA's", *cells])
-    return table(["loss", *(f"K = {steps:,}" for steps in LENGTHS)], rows)
+    return table(["loss", *(f"K = {steps:,}" for steps in lengths)], rows)
 
 
 def used(journal: Journal, lengths: Sequence[int] = LENGTHS) -> list[Record]:

@@ -66,6 +66,9 @@ def build(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
     return BoostedLowRankOptimizer(base, model, **settings)
 
 
+# Compared by what they select.
+SELECTING = ("target_modules", "exclude_modules", "target_parameters")
+
 # Processes that train one model: a setting, its value in the first process, and in the second.
 
 DIFFERING: dict[str, tuple[str, Any, Any]] = {
@@ -83,6 +86,7 @@ DIFFERING: dict[str, tuple[str, Any, Any]] = {
     "layers_per_booster-share": ("layers_per_booster", [2, 0.7], [2, 0.3]),
     "target_modules": ("target_modules", "all-linear", ["query", "value"]),
     "exclude_modules": ("exclude_modules", None, ["query"]),
+    "target_parameters": ("target_parameters", None, ["embed.weight"]),
     "modules_to_save": ("modules_to_save", None, ["head"]),
     "modules_to_save_optimizer": ("modules_to_save_optimizer", SGD, AdamW),
     "head_lr": ("head_lr", 0.1, 0.2),
@@ -258,8 +262,7 @@ def told() -> list[Any]:
 def test_a_setting_that_differs_between_processes_is_told(case: str, told: list[Any]) -> None:
     """On every process, at construction: later one of them would wait, or train another model."""
     name = DIFFERING[case][0]
-    # Both of these are compared by what they select.
-    name = rf"({name}|targets)" if name in ("target_modules", "exclude_modules") else name
+    name = rf"({name}|targets)" if name in SELECTING else name
     for settings, _ in told:
         message, unharmed = settings["differing"][case]
         assert message is not None, "accepted"
@@ -319,6 +322,7 @@ CHANGED: dict[str, tuple[str, Any, Any, str, str]] = {
     "layers_per_booster": ("layers_per_booster", 2, 1, r"\b2\b", r"\b1\b"),
     "target_modules": ("target_modules", "all-linear", ["query"], "", "query"),
     "exclude_modules": ("exclude_modules", None, ["query"], "", ""),
+    "target_parameters": ("target_parameters", None, ["embed.weight"], "", "embed"),
     "modules_to_save": ("modules_to_save", [], ["head"], "", "head"),
     "modules_to_save_optimizer": ("modules_to_save_optimizer", SGD, AdamW, "SGD", "AdamW"),
     "lora_alpha": ("lora_alpha", None, 2.0, "None", r"2\.0"),
@@ -432,7 +436,7 @@ def test_a_run_resumed_with_another_setting_is_refused(case: str) -> None:
     name, before, here, shown_before, shown_here = CHANGED[case]
     weights, state = saved(*begin(4, **{name: before}))
     said = refusal(*begin(1, **{name: here}), weights, state)
-    name = rf"({name}|targets)" if name in ("target_modules", "exclude_modules") else name
+    name = rf"({name}|targets)" if name in SELECTING else name
     assert re.search(rf"(?s)\b{name}\b.*{shown_before}.*{shown_here}", said), said
 
 

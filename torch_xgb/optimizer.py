@@ -78,6 +78,10 @@ class BoostedLowRankOptimizer(Front):
             taken out of the weight again, so that the model computes what it did. A sequence or
             callable gives booster t its ρ; ``Decay(d)`` ties it to the learning rate. See
             docs/concepts/algorithm.md.
+        target_parameters: Bare Parameters to be adapted too, by PEFT's word: a list of names or
+            name suffixes, e.g. ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``, or a
+            regular expression. One of three dimensions is a stack of E matrices, as mixtures of
+            experts keep them, and gets E pairs. See docs/how-to/experts.md for what it costs.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
@@ -146,6 +150,7 @@ class BoostedLowRankOptimizer(Front):
         layer_sampler: str | Sampler = "uniform",
         init: str = "kaiming",
         carry: float | Sequence[float] | Callable[[int], float] | Decay | None = None,
+        target_parameters: str | Sequence[str] | None = None,
         merge_precision: str = "auto",
         residual_device: torch.device | str | None = None,
         checkpointing: bool | float = False,

@@ -90,6 +90,7 @@ class Settings:
     layer_sampler: Any = _run("uniform")
     init: str = _run("kaiming")
     carry: Any = _run(None)
+    target_parameters: str | Sequence[str] | None = _here(None)
     merge_precision: str = _run("auto")
     residual_device: torch.device | str | None = _here(None)
     checkpointing: bool | float = _ranks(False)
@@ -102,7 +103,7 @@ class Settings:
     _told: ClassVar[dict[str, Any]]
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
             listed = getattr(self, name)
             if isinstance(listed, Iterable) and not isinstance(listed, str):
                 object.__setattr__(self, name, tuple(listed))
@@ -112,6 +113,14 @@ class Settings:
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.target_parameters and (self.adapter != "lora" or self.lora_dropout):
+            raise ValueError(
+                "target_parameters= goes with adapter='lora' and lora_dropout=0: of a Parameter "
+                "that a module reads neither the input is seen, which could be dropped, nor the "
+                f"output, got adapter={self.adapter!r}, lora_dropout={self.lora_dropout!r}"
+            )
+        if self.target_parameters and self.record:
+            raise ValueError("record= keeps no stacks of matrices yet: pass record=None")
         if self.carry is None:
             return
         if self.init != "kaiming" or self.record:

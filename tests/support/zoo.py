@@ -56,6 +56,7 @@ class Species:
         batch: Its inputs, labels among them.
         saved: The task head that is found by itself.
         bypassed: Linear maps whose weights are read without calling them.
+        parameters: The experts of each block.
     """
 
     build: Callable[[], nn.Module]
@@ -64,13 +65,16 @@ class Species:
     batch: Callable[[], Batch] = field(default=lambda: tokens())
     saved: list[str] = field(default_factory=list)
     bypassed: list[str] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
 
     def expected(self) -> dict[str, str]:
         """Every target with its block."""
         each = [t if isinstance(t, list) else self.targets for t in self.targets]
         each = each if isinstance(self.targets[0], list) else [self.targets] * len(self.blocks)
         return {
-            f"{b}.{t}": b for b, targets in zip(self.blocks, each, strict=True) for t in targets
+            f"{b}.{t}": b
+            for b, targets in zip(self.blocks, each, strict=True)
+            for t in (*targets, *self.parameters)
         }
 
 
@@ -244,6 +248,7 @@ ZOO: dict[str, Species] = {
         ),
         numbered("model.layers"),
         [*ATTENTION, "self_attn.o_proj"],
+        parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     ),
     "mamba": Species(
         lambda: hf.MambaForCausalLM(

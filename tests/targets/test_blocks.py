@@ -21,7 +21,9 @@ def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
 def test_blocks_and_targets(name: str) -> None:
     species = ZOO[name]
     model = species.build()
-    optimizer = boosted(model, layers_per_booster=None)
+    optimizer = boosted(
+        model, layers_per_booster=None, target_parameters=species.parameters or None
+    )
     assert optimizer.targets == species.expected()
     assert list(dict.fromkeys(optimizer.targets.values())) == species.blocks
     assert list(optimizer.active_layers) == species.blocks
@@ -42,8 +44,13 @@ def test_training(name: str) -> None:
     # Without gradients: torch.matmul takes other ways for weights that require one.
     with torch.no_grad():
         output = model(**batch)
+    left_out, experts = species.bypassed or None, species.parameters or None
     optimizer = boosted(
-        model, kappa=4, layers_per_booster=2, exclude_modules=species.bypassed or None
+        model,
+        kappa=4,
+        layers_per_booster=2,
+        exclude_modules=left_out,
+        target_parameters=experts,
     )
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, output.logits)
@@ -66,7 +73,7 @@ def test_training(name: str) -> None:
     assert anatomy(model) == before
     assert list(model.state_dict()) == keys
     changed = differing(values(model), start)
-    allowed = {f"{target}.weight" for target in species.expected()}
+    allowed = {name for t in species.expected() for name in (t, f"{t}.weight")}
     assert {name for name in changed if not name.startswith(tuple(species.saved))} <= allowed
     assert changed & allowed
 

@@ -16,6 +16,7 @@ from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Lent
+from torch_xgb.formulas.lowrank import with_low_rank
 from torch_xgb.targets.layers import Target
 from torch_xgb.weights.weight import Weight
 
@@ -50,6 +51,10 @@ def _take_note() -> int:
 
 class Adapter:
     """A target's place in the forward pass: a hook that adds a pair's share while one is bound.
+
+    Of a linear map the share is added to the output. A bare Parameter's modules read W + s·B A for
+    as long as their forward runs: it stands before the Parameter among what is looked up in them,
+    whose ``_parameters`` stay as they are.
 
     Attributes:
         bound: The Parameters lent to it, or None; written here alone.
@@ -161,11 +166,16 @@ class Adapter:
 
     def hook(self) -> None:
         """Enter the forward pass, ahead of the module's other hooks."""
-        if not self._handles:
-            modules = self.target.modules
-            self._handles = [
-                m.register_forward_hook(self, prepend=True, with_kwargs=True) for m in modules
-            ]
+        if self._handles:
+            return
+        for module in self.target.modules:
+            if self.target.weight.bare:
+                self._handles.append(module.register_forward_pre_hook(self._lay_over))
+                after = module.register_forward_hook(self._lift, always_call=True)
+                self._handles.append(after)
+            else:
+                after = module.register_forward_hook(self, prepend=True, with_kwargs=True)
+                self._handles.append(after)
 
     def unhook(self) -> None:
         """Leave it."""
@@ -197,6 +207,28 @@ class Adapter:
         dropout = self.dropout if module.training else 0.0
         y = self.form.forward(y, x, pair, self.s, dropout)
         return Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
+
+    def _lay_over(self, module: nn.Module, args: object) -> None:
+        """Have a module read W + s·B A in the place of its Parameter."""
+        if self.bound is None:
+            return
+        if torch.compiler.is_compiling():
+            _take_note()
+        pair = self._standing_in(module)
+        if pair is None:
+            return
+        weight = self.target.weight
+        left, right, scale = self.form.update(weight, pair, self.s)
+        left, right = (right.mT, left.mT) if weight.transposed else (left, right)
+        W = module._parameters[weight.attribute]
+        assert W is not None
+        read = with_low_rank(W, left, right, scale)
+        read = Beside.apply(read, *self.idle) if self.idle else read  # type: ignore
+        module.__dict__[weight.attribute] = read
+
+    def _lift(self, module: nn.Module, *_: object) -> None:
+        """Have it read the Parameter again."""
+        module.__dict__.pop(self.target.weight.attribute, None)
 
     def _standing_in(self, module: nn.Module) -> Pair[Tensor] | None:
         """Return the pair to compute with: ``torch.func.functional_call`` puts tensors in.

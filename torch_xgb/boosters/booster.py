@@ -240,13 +240,14 @@ class Booster:
         noise = torch.rand(size, dtype=factors[0].dtype, **by(generator))
         noise.mul_(2).sub_(1)
         for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):
-            values.mul_(kaiming_bound(A.shape[1]))
+            values.mul_(kaiming_bound(A.shape[-1]))
         filled = noise.to(factors[0].device).split([A.numel() for A in views])
         torch._foreach_copy_(views, [v.view_as(A) for v, A in zip(filled, views, strict=True)])
 
     @property
     def _home(self) -> nn.Module:
-        return self.layers[0].targets[0].modules[0]
+        targets = [target for layer in self.layers for target in layer.targets]
+        return next((t for t in targets if not t.weight.bare), targets[0]).modules[0]
 
     def look_for_compilers(self) -> None:
         """Be ready for a compiler that is at work somewhere in the model, or has been."""

@@ -169,7 +169,7 @@ class TakingUp:
         factors = held.factors.map(lambda factor: factor.to(device))
         A = factors.A
         # Rows of A that no booster has had yet, the rank being lower, are this one's.
-        A = torch.where(A.any(1, keepdim=True), A, parameters.A)
+        A = torch.where(A.any(-1, keepdim=True), A, parameters.A)
         values = Pair(A, *(self._rho * held.rho * one for one in factors.grown))
         for factor, value, state in zip(parameters, values, held.state, strict=True):
             factor.copy_(value)

@@ -7,6 +7,8 @@ Factors of a target, always A, B and perhaps b; B and b begin at zero, so a fres
 nothing:
     LoRA     A (r, in)   B (out, r)   b (out,)    y = W x + c  →  y + s·B A x + b
     DiReFT   A (r, out)  B (out, r)   b (r,)      y = W x + c  →  y + s·B (A y + b)
+Of a bare Parameter nobody sees x or y: its modules read W + s·B A instead of W. For a stack of E
+matrices A is (E, r, in), B (E, out, r), and B A is E products.
 
 References:
     LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021), Eq. 3.
@@ -29,7 +31,7 @@ from torch_xgb.weights.weight import Weight
 
 __all__ = ["DiReFT", "Form", "LoRA", "Update", "form"]
 
-Update = tuple[Tensor, Tensor, float]  # left (out, r), right (r, in), scale
+Update = tuple[Tensor, Tensor, float]  # left (out, r), right (r, in), scale; of a stack, E of them
 
 
 class Form(Protocol):
@@ -73,11 +75,14 @@ class LoRA:
     bias: bool = False
 
     def shapes(self, target: Target, r: int) -> Shapes:  # noqa: D102
-        rows, columns = target.shape
-        return Shapes((r, columns), (rows, r), (rows,) if self.bias and target.biased else None)
+        *stack, rows, columns = target.shape
+        b = (rows,) if self.bias and target.biased else None
+        return Shapes((*stack, r, columns), (*stack, rows, r), b)
 
     def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:  # noqa: D102
-        return pair if len(pair.A) == r else Pair(pair.A[:r], pair.B[:, :r], pair.b)
+        if pair.A.shape[-2] == r:
+            return pair
+        return Pair(pair.A[..., :r, :], pair.B[..., :r], pair.b)
 
     def forward(  # noqa: D102
         self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float
@@ -91,7 +96,7 @@ class LoRA:
         return (target.weight, *target.biases) if biased else (target.weight,)
 
     def update(self, weight: Weight, pair: Pair[Tensor], s: float) -> Update:  # noqa: D102
-        if weight.attribute == "weight":
+        if not weight.is_bias:
             return pair.B, pair.A, s
         assert pair.b is not None
         return pair.b.unsqueeze(1), torch.ones_like(pair.b[:1]).unsqueeze(1), 1.0
@@ -141,7 +146,7 @@ class DiReFT:
 
     def _inner(self, weight: Weight, kept: Tensor | None, pair: Pair[Tensor]) -> Tensor:
         u = weight.project(pair.A, kept)
-        return u if pair.b is None or weight.attribute != "bias" else u + pair.b.unsqueeze(1)
+        return u + pair.b.unsqueeze(1) if pair.b is not None and weight.is_bias else u
 
 
 def form(adapter: str, bias: str) -> Form:

@@ -65,18 +65,24 @@ class Readers:
         if not fresh or any(a.tracing.seen for a in fresh) or is_compiled(module):
             return
         for adapter in fresh:
-            names = {weight.attribute for weight in adapter.weights}
+            report = _Report(adapter.target.name, self._found)
             for holder in adapter.target.modules:
                 kept = holder.__dict__["_parameters"]
-                if type(kept) in (dict, OrderedDict) and type(kept.get("weight")) is nn.Parameter:
-                    self._watched.append((holder, kept, adapter))
-                    report = _Report(adapter.target.name, self._found)
-                    holder.__dict__["_parameters"] = _Watched(kept, holder, names, report)
+                own = kept.get(adapter.target.weight.attribute)
+                if type(kept) in (dict, OrderedDict) and type(own) is nn.Parameter:
+                    holder.__dict__["_parameters"] = _Watched(kept, holder)
+                elif not isinstance(kept, _Watched):
+                    continue
+                self._watched.append((holder, kept, adapter))
+                watched = holder.__dict__["_parameters"]
+                watched.reports |= {weight.attribute: report for weight in adapter.weights}
 
     def rest(self) -> None:
         """Stop watching until the next call."""
         for holder, kept, _ in self._watched:
             watched = holder.__dict__["_parameters"]
+            if isinstance(kept, _Watched):  # by another target in the same module
+                continue
             if isinstance(watched, _Watched):
                 watched.settle()
             values = dict(watched)
@@ -147,12 +153,15 @@ class _Watched(dict[str, Any]):
     """A module's Parameters; whoever is not its own forward gets a twin of a weight.
 
     Torch's own insides, which read the dictionary and not the module, get what is in it.
+
+    Attributes:
+        reports: Of the weights that are watched, by their names in the module.
     """
 
-    def __init__(self, kept: Any, module: nn.Module, names: set[str], report: _Report) -> None:  # noqa: ANN401
+    def __init__(self, kept: Any, module: nn.Module) -> None:  # noqa: ANN401
         super().__init__(kept)
         self._own = type(module).forward.__code__
-        self._names, self._report = names, report
+        self.reports: dict[str, _Report] = {}
         self._twins: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -185,14 +194,14 @@ class _Watched(dict[str, Any]):
         return ((name, self._twin(name, value)) for name, value in super().items())
 
     def _twin(self, name: str, value: Any) -> Any:  # noqa: ANN401
-        watched = name in self._names and type(value) is nn.Parameter and not value.requires_grad
+        watched = name in self.reports and type(value) is nn.Parameter and not value.requires_grad
         if not watched or is_followed() or not torch.is_grad_enabled():
             return value
         twin, of = self._twins.get(name, (None, None))
         if twin is None or of is not value:
             twin = nn.Parameter(value.detach())
             twin.__dict__.update(value.__dict__)
-            twin.register_hook(self._report)
+            twin.register_hook(self.reports[name])
             twin.__class__ = _Twin
             twin.of = value  # type: ignore[attr-defined]
             self._twins[name] = (twin, value)

@@ -62,7 +62,7 @@ def _aim(adapters: Iterable[Adapter], generator: torch.Generator) -> None:
     for adapter in adapters:
         A, B = adapter.pair.A, adapter.pair.B
         signs = torch.randint(0, 2, B.shape, **by(generator))
-        B.copy_((2 * signs - 1) / B.shape[0] ** 0.5)
+        B.copy_((2 * signs - 1) / B.shape[-2] ** 0.5)
         A.zero_()
 
 
@@ -75,11 +75,11 @@ def _turn(adapters: Iterable[Adapter]) -> None:
     for adapter in adapters:
         gradient, A = adapter.parameters.A.grad, adapter.pair.A
         if gradient is not None:
-            A.copy_(_directions(gradient[: len(A)].to(A), A))
+            A.copy_(_directions(gradient[..., : A.shape[-2], :].to(A), A))
         for factor in adapter.parameters:
             factor.grad = None
 
 
 def _directions(gradient: Tensor, drawn: Tensor) -> Tensor:
-    norms = gradient.norm(dim=1, keepdim=True)
+    norms = gradient.norm(dim=-1, keepdim=True)
     return torch.where(norms > 0, gradient * (-_ROW_NORM / norms.clamp(min=1e-38)), drawn)

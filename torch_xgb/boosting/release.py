@@ -162,6 +162,7 @@ def _remover(module: nn.Module, kind: MutableMapping[int, Any], key: int) -> Cal
             kind,
             module._forward_hooks_with_kwargs,
             module._forward_pre_hooks_with_kwargs,
+            module._forward_hooks_always_called,
         ):
             place.pop(key, None)
 

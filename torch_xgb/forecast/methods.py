@@ -159,11 +159,11 @@ def lora(step: Steps, r: int, dtype: torch.dtype | None) -> Need:
         pairs = []
         for layer in step.layers:
             for target in layer.targets:
-                rows, columns = target.shape
+                *stack, rows, columns = target.shape
                 weight = target.weight.parameter
                 pair = [
                     nn.Parameter(torch.zeros(size, dtype=dtype or weight.dtype))
-                    for size in ((r, columns), (rows, r))
+                    for size in ((*stack, r, columns), (*stack, rows, r))
                 ]
                 pairs += pair
                 for module in target.modules:

@@ -74,7 +74,8 @@ def plan(
         else:
             given = {name: mode.from_tensor(tensor) for name, tensor in inputs.items()}
             batch, length = _size(given)
-        layers = select_layers(fake, told.target_modules, told.exclude_modules)
+        names = (told.target_modules, told.exclude_modules, (), told.target_parameters)
+        layers = select_layers(fake, *names)
         if layers_per_booster is None:
             told = replace(told, layers_per_booster=max(1, len(layers) // 3))
         with unset_fake_temporarily():  # it draws booster 0

@@ -15,9 +15,14 @@ _CPU_CHUNK = 1 << 17  # what stays in a core's own cache
 
 
 def as_matrix(stored: Tensor, transposed: bool = False) -> Tensor:
-    """Return a stored Parameter as W (out, in), sharing its memory; a bias as a column (out, 1)."""
+    """Return a stored Parameter as a matrix, sharing its memory: W (out, in).
+
+    Of a bias that is a column (out, 1); of a stack of matrices, those below one another as stored.
+    """
     if stored.ndim == 1:
         return stored.unsqueeze(1)
+    if stored.ndim == 3:
+        return stored.view(-1, stored.shape[-1])
     return stored.T if transposed else stored
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "is_followed",
     "kaiming_bound",
     "scaling",
+    "with_low_rank",
 ]
 
 
@@ -52,9 +53,10 @@ def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
     ‖L R‖²_F = tr((LᵀL)(R Rᵀ)), two (r, r) matrices; of rank 1 it is ‖L‖‖R‖.
 
     Args:
-        products: Triples of left ``(out, r)``, right ``(r, in)`` and a scale.
+        products: Triples of left ``(out, r)``, right ``(r, in)`` and a scale; of a stack of E,
+            ``(E, out, r)`` and ``(E, r, in)``.
     """
-    if products and all(right.shape[0] == 1 for _, right, _ in products):
+    if products and all(R.ndim == 2 and R.shape[0] == 1 for _, R, _ in products):
         lefts, rights, scales = zip(*products, strict=True)
         wide = widest(lefts[0].device)
         a, b = (torch.stack(torch._foreach_norm(side, 2, dtype=wide)) for side in (lefts, rights))
@@ -62,7 +64,7 @@ def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
     norms = []
     for left, right, scale in products:
         L, R = left.to(widest(left.device)), right.to(widest(right.device))
-        norms.append(((L.T @ L) * (R @ R.T)).sum().clamp(min=0).sqrt() * abs(scale))
+        norms.append(((L.mT @ L) * (R @ R.mT)).sum().clamp(min=0).sqrt() * abs(scale))
     return torch.stack(norms)
 
 
@@ -99,6 +101,20 @@ def is_followed() -> bool:
         return False
     modes = _get_current_dispatch_mode_stack()
     return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
+
+
+def with_low_rank(W: Tensor, left: Tensor, right: Tensor, s: float) -> Tensor:
+    """Return W + s·left·right, for whoever reads a weight; backward keeps left and right alone.
+
+    Args:
+        W: Shape ``(n, m)``, or ``(E, n, m)`` for a stack of matrices.
+        left: Shape ``(n, r)``, or ``(E, n, r)``; computed with in W's dtype, as all of it.
+        right: Shape ``(r, m)``, or ``(E, r, m)``.
+        s: The scaling.
+    """
+    with _as_given(W):
+        L, R = left.to(W.device, W.dtype), right.to(W.device, W.dtype)
+        return torch.addmm(W, L, R, alpha=s) if W.ndim == 2 else torch.baddbmm(W, L, R, alpha=s)
 
 
 def edit_low_rank(

@@ -106,7 +106,7 @@ def _check_repair(name: str, repair: object, weight: Weight) -> None:
     parts = _listed(repair)
     fits = len(parts) == 3 and all(isinstance(p, Tensor) and p.ndim == 1 for p in parts)
     fits = fits and len({len(part) for part in parts}) == 1 and parts[2].is_floating_point()
-    for index, size in zip(parts[:2], weight.shape, strict=False) if fits else ():
+    for index, size in zip(parts[:2], weight.matrix_shape, strict=False) if fits else ():
         fits = fits and index.dtype == torch.int64
         fits = fits and not bool(((index < 0) | (index >= size)).any())
     if not fits:

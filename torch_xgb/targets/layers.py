@@ -1,6 +1,6 @@
-"""What may be drawn: layers, and the linear maps in them.
+"""What may be drawn: layers, and the weights in them.
 
-``nn.Linear`` and transformers' ``Conv1D`` are one kind of target.
+``nn.Linear`` and transformers' ``Conv1D`` are one kind of target, bare Parameters another.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["Layer", "Target", "is_conv1d", "is_linear"]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A linear map whose weight may get a pair.
+    """A linear map whose weight may get a pair, or a bare Parameter that may, a stack of E pairs.
 
     Attributes:
-        name: The module's dotted name in the model.
+        name: The module's dotted name in the model; of a bare Parameter, its own.
         weight: Its weight.
         biases: Its bias, if it has one; of a weight tied among linear maps, theirs all.
     """
@@ -40,8 +40,8 @@ class Target:
         return len(self.biases) == len(self.modules)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
+    def shape(self) -> tuple[int, ...]:
+        """(out_features, in_features), or (E, out_features, in_features) of a stack."""
         return self.weight.shape
 
 

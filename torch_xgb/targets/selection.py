@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,6 +15,7 @@ from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.heads import select_saved
 from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
+from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
 from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
@@ -93,7 +95,13 @@ def select(model: nn.Module, settings: Settings) -> Selection:
         ValueError: If nothing matches, or a match cannot be a target.
     """
     heads = select_saved(model, settings.modules_to_save)
-    layers = select_layers(model, settings.target_modules, settings.exclude_modules, heads.values())
+    layers = select_layers(
+        model,
+        settings.target_modules,
+        settings.exclude_modules,
+        heads.values(),
+        settings.target_parameters,
+    )
     return Selection(model, layers, heads)
 
 
@@ -103,7 +111,8 @@ def check_rank(r: int, layers: Sequence[Layer]) -> None:
     Raises:
         ValueError: If it is, with the weights' number and the first one's name.
     """
-    narrow = [(t.name, t.shape) for layer in layers for t in layer.targets if r > min(t.shape)]
+    targets = [target for layer in layers for target in layer.targets]
+    narrow = [(t.name, t.shape) for t in targets if r > min(t.shape[-2:])]
     if narrow:
         name, shape = narrow[0]
         raise ValueError(
@@ -117,6 +126,7 @@ def select_layers(
     target_modules: Names,
     exclude_modules: Names | None,
     saved: Iterable[nn.Module] = (),
+    target_parameters: Names | None = None,
 ) -> list[Layer]:
     """Return the layers that hold at least one designated weight, in the order of definition.
 
@@ -128,6 +138,7 @@ def select_layers(
             match outside the blocks becomes a layer of its own.
         exclude_modules: What to leave out, as a regular expression or a list.
         saved: Modules trained in full, which are never targets.
+        target_parameters: Bare Parameters, by the same grammar; None says which there might be.
 
     Raises:
         TypeError: If a specification is neither string nor list of strings.
@@ -155,9 +166,30 @@ def select_layers(
     if not everything:
         _explain_unmatched(target_modules, model, chosen, candidates)
     targets = _targets(model, chosen, skip_tied=everything)
+    if target_parameters:
+        targets += _parameters(model, target_parameters, excluded, targets, kept_out)
+    elif target_parameters is None and everything:
+        warn_of_stacks(model, owner.keys() - kept_out)
     if not targets:
         raise ValueError(_nothing_found(target_modules, exclude_modules, candidates))
-    return _group(targets, owner)
+    return _group(targets, owner, model)
+
+
+def _parameters(
+    model: nn.Module,
+    names: Names,
+    excluded: Matches,
+    targets: Sequence[Target],
+    kept_out: AbstractSet[int],
+) -> list[Target]:
+    """Make targets of the bare Parameters that are named."""
+    included = _matcher(names, "target_parameters")
+    found = select_parameters(model, included, excluded, targets, kept_out)
+    for entry in () if isinstance(names, str) else names:
+        if not matches_any(model, _matcher([entry], "target_parameters")):
+            what = f"{entry!r} matches no Parameter; the other entries are used"
+            warnings.warn(f"target_parameters: {what}", stacklevel=7)
+    return found
 
 
 def _uncalled(model: nn.Module) -> set[int]:
@@ -229,11 +261,16 @@ def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:
     return Target(name, Weight(f"{name}.weight", modules, "weight", is_conv1d(modules[0])), biases)
 
 
-def _group(targets: list[Target], owner: dict[int, str]) -> list[Layer]:
+def _group(targets: list[Target], owner: dict[int, str], model: nn.Module) -> list[Layer]:
     grouped: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets:
         grouped[owner.get(id(target.modules[0]), target.name)].append(target)
-    return [Layer(name, tuple(members)) for name, members in grouped.items()]
+    order = {id(module): i for i, module in enumerate(model.modules())}
+
+    def first(layer: Layer) -> int:
+        return min(order[id(target.modules[0])] for target in layer.targets)
+
+    return sorted((Layer(name, tuple(some)) for name, some in grouped.items()), key=first)
 
 
 def _explain_unmatched(

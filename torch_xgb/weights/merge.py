@@ -158,11 +158,12 @@ def add_product(weight: Weight, kept: Tensor, left: Tensor, right: Tensor, scale
     Args:
         weight: W, of shape (out, in).
         kept: What this process keeps of it, or another tensor laid out alike.
-        left: Shape ``(out, r)``.
+        left: Shape ``(out, r)``; of a stack one for each member, as of ``Product``.
         right: Shape ``(r, in)``.
         scale: A factor of the product.
     """
     product = Product(left, right, scale).to(kept.device, widest(kept.device))
+    product = product.T if weight.transposed and not weight.turned else product
     result = kept.clone()
     for piece in weight.pieces(result):
         for part in chunks(piece):

@@ -7,6 +7,7 @@ of sharing out is small, and is all a ``Place`` knows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,7 +55,10 @@ class Piece:
 
 
 class Place(Protocol):
-    """A stored Parameter as one process keeps it. A bias counts as a matrix of one column."""
+    """A stored Parameter as one process keeps it.
+
+    A bias counts as a matrix of one column, a stack of matrices as those below one another.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,11 +134,11 @@ def flat_pieces(kept: Tensor, shape: Sequence[int], start: int) -> list[Piece]:
 
     Args:
         kept: One-dimensional; entries beyond the matrix's end are padding.
-        shape: Of the stored Parameter, one or two dimensions.
+        shape: Of the stored Parameter, one to three dimensions.
         start: The position of the first entry in the whole.
     """
-    columns = shape[1] if len(shape) > 1 else 1
-    end = min(start + kept.numel(), shape[0] * columns)
+    columns = shape[-1] if len(shape) > 1 else 1
+    end = min(start + kept.numel(), math.prod(shape))
     pieces, position = [], start
     while position < end:
         row, column = divmod(position, columns)

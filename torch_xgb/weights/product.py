@@ -21,11 +21,13 @@ _FEW = 8  # columns of left up to which outer products are summed, the same in e
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """ΔW = scale·left·right of low rank.
+    """ΔW = scale·left·right of low rank, of a matrix or of each member of a stack of E.
+
+    A stack counts as the matrix of its members below one another.
 
     Attributes:
-        left: Shape ``(out, r)``.
-        right: Shape ``(r, in)``.
+        left: Shape ``(out, r)`` or ``(E, out, r)``.
+        right: Shape ``(r, in)`` or ``(E, r, in)``.
         scale: A factor of the whole.
     """
 
@@ -35,8 +37,8 @@ class Product:
 
     @property
     def T(self) -> Product:  # noqa: N802
-        """Of the transposed matrix."""
-        return Product(self.right.T, self.left.T, self.scale)
+        """Of the transposed matrix, or of a stack's members transposed."""
+        return Product(self.right.mT, self.left.mT, self.scale)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Product:
         """Return it on a device, in a dtype."""
@@ -44,16 +46,27 @@ class Product:
 
     def part(self, piece: Piece) -> Tensor:
         """Return what it has where a piece of the matrix is."""
-        rows, columns = piece.rows, piece.columns
-        L, R = self._scaled[rows], self.right[:, columns]
-        if R.shape[0] > _FEW:
-            wide = widest(L.device)  # a dtype whose products nothing rounds
-            return (L.to(wide) @ R.to(wide)).to(L.dtype)
-        found = L[:, :1] * R[:1]
-        for k in range(1, R.shape[0]):
-            found.addcmul_(L[:, k : k + 1], R[k : k + 1])
-        return found
+        if self.left.ndim == 2:
+            return _part(self._scaled, self.right, piece.rows, piece.columns)
+        rows = self.left.shape[1]
+        found = []
+        for member in range(piece.rows.start // rows, -(-piece.rows.stop // rows)):
+            first = member * rows
+            own = slice(max(piece.rows.start - first, 0), min(piece.rows.stop - first, rows))
+            found.append(_part(self._scaled[member], self.right[member], own, piece.columns))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     @cached_property
     def _scaled(self) -> Tensor:
         return self.left * self.scale
+
+
+def _part(left: Tensor, right: Tensor, rows: slice, columns: slice) -> Tensor:
+    L, R = left[rows], right[:, columns]
+    if R.shape[0] > _FEW:
+        wide = widest(L.device)  # a dtype whose products nothing rounds
+        return (L.to(wide) @ R.to(wide)).to(L.dtype)
+    found = L[:, :1] * R[:1]
+    for k in range(1, R.shape[0]):
+        found.addcmul_(L[:, k : k + 1], R[k : k + 1])
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,11 +58,17 @@ class Sharded:
     def pieces(self, kept: Tensor) -> list[Piece]:  # noqa: D102
         if not kept.numel():
             return []
-        matrix, start = as_matrix(kept), self._start
+        matrix, start, dim = as_matrix(kept), self._start, self._dim
         rows, columns = matrix.shape
-        if self._dim == 0:
-            return [Piece(slice(start, start + rows), slice(0, columns), matrix)]
-        return [Piece(slice(0, rows), slice(start, start + columns), matrix)]
+        if dim and dim == kept.ndim - 1:
+            return [Piece(slice(0, rows), slice(start, start + columns), matrix)]
+        below = math.prod(self.shape[dim + 1 : -1])  # rows of the matrix in one of the dimension
+        run, apart = kept.shape[dim] * below, self.shape[dim] * below
+        begins = (i * apart + start * below for i in range(rows // run))
+        return [
+            Piece(slice(begin, begin + run), slice(0, columns), values)
+            for begin, values in zip(begins, matrix.split(run), strict=True)
+        ]
 
     def store(self, kept: Tensor) -> Tensor:  # noqa: D102
         own = self.parameter

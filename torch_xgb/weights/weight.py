@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,19 +16,22 @@ __all__ = ["Weight"]
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A Parameter that is merged into: a linear map's weight, or its bias.
+    """A Parameter that is merged into: a linear map's weight or bias, or one that was named.
 
     Attributes:
         name: Its dotted name in the model, e.g. ``"encoder.layer.3.output.dense.weight"``.
         modules: The modules holding it: one, or several when it is tied among linear maps.
-        attribute: "weight" or "bias".
+        attribute: Its name in them: "weight" or "bias", or that of a bare Parameter.
         transposed: Whether it is stored (in, out), as in transformers' ``Conv1D``.
+        bare: Whether its modules are no linear maps, and read it in a way of their own. It may be a
+            stack of E matrices then, as mixtures of experts have them.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     attribute: str
     transposed: bool = False
+    bare: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -52,25 +56,47 @@ class Weight:
         return place_of(self.parameter)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the whole weight; of a bias (out, 1)."""
-        rows, *columns = self.place.shape
-        shape = (rows, columns[0] if columns else 1)
-        return shape[::-1] if self.transposed else shape
+    def shape(self) -> tuple[int, ...]:
+        """(out, in) of the whole weight; of a bias (out, 1), of a stack (E, out, in)."""
+        shape = self.place.shape
+        if len(shape) == 1:
+            return (*shape, 1)
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Of the whole matrix that ``pieces`` are of."""
+        *above, rows, columns = self.shape if self.turned or self.is_bias else self.place.shape
+        return math.prod(above) * rows, columns
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is a vector, added to an output."""
+        return len(self.place.shape) == 1
+
+    @property
+    def turned(self) -> bool:
+        """Whether pieces are of W and not of the Parameter as stored, which is Wᵀ.
+
+        A stack's are as stored: rows of its members transposed are no rows of memory.
+        """
+        return self.transposed and len(self.place.shape) == 2
 
     def pieces(self, kept: Tensor | None = None) -> list[Piece]:
         """Return what this process keeps, as rectangles of W (out, in) in the Parameter's memory.
+
+        Those of a stack are of its members below one another, each as it is stored.
 
         Args:
             kept: Another tensor laid out like what is kept, to be cut alike.
         """
         place = self.place
         pieces = place.pieces(place.local if kept is None else kept)
-        return [piece.T for piece in pieces] if self.transposed else pieces
+        return [piece.T for piece in pieces] if self.turned else pieces
 
     @property
     def matrix(self) -> Tensor:
-        """W of shape (out, in), or a bias as a column (out, 1), where it is kept whole."""
+        """All that ``pieces`` are of, where it is kept whole; a bias as a column (out, 1)."""
         (piece,) = self.pieces()
         return piece.values
 
@@ -83,7 +109,7 @@ class Weight:
         """
         place = self.place
         wide = A.to(widest(A.device))  # whose products no setting rounds
-        u = wide.new_zeros(len(A), self.shape[1])
+        u = wide.new_zeros(len(A), self.shape[-1])
         for piece in self.pieces(kept):
             for part in chunks(piece):
                 u[:, part.columns] += wide[:, part.rows] @ part.values.to(wide)

@@ -624,12 +624,6 @@ def test_a_booster_that_diverged_can_be_dropped() -> None:
     BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1)
 
 
-def test_a_booster_that_carries_earlier_ones_is_not_dropped() -> None:
-    _, optimizer = diverged(carry=0.9, layers_per_booster=None)
-    with pytest.raises(RuntimeError, match="carry="):
-        optimizer.finalize(discard=True)
-
-
 def test_finalize_after_parameters_were_replaced_or_removed() -> None:
     """A head that is reparametrised or loses its bias while it is trained."""
     model = stack()

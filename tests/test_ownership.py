@@ -13,6 +13,7 @@ OWNERS = {
     "bound": "boosters/adapter.py",
     "resting": "boosters/adapter.py",
     "held": "boosters/carry.py",
+    "taken": "boosters/carry.py",
     "residuals": "weights/merge.py",
     "progress": "schedule/course.py",
     "draw": "schedule/course.py",

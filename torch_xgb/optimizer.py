@@ -257,25 +257,19 @@ class BoostedLowRankOptimizer(Front):
 
         Args:
             discard: Drop the pending booster instead, for one that diverged: the model is what the
-                boosters before it made.
+                boosters before it made. What ``carry`` took out of the weights is put back.
 
         Returns:
             The model, plain again. A second call does nothing.
 
         Raises:
-            RuntimeError: If the pending booster is not finite and is not to be dropped, or holds
-                what ``carry`` took out of the weights and is. Nothing is changed.
+            RuntimeError: If the pending booster is not finite and is not to be dropped. Nothing is
+                changed.
         """
         if not self.boosting.attached:
             return self.model
         self.boosting.complete()
-        taken_up = self.boosting.taken_up
-        if discard and taken_up:
-            raise RuntimeError(
-                "the pending booster holds what carry= took out of the weights: dropping it "
-                "would lose earlier boosters too. Load the last checkpoint instead"
-            )
-        begun = not discard and bool(self.booster_step or taken_up)
+        begun = not discard and bool(self.booster_step or self.boosting.taken_up)
         self.boosting.finish(merged=begun, dropped=discard)
         return self.model
 

@@ -123,16 +123,10 @@ class Settings:
             raise ValueError("record= keeps no stacks of matrices yet: pass record=None")
         if self.carry is None:
             return
-        if self.init != "kaiming" or self.record:
+        if self.record:
             raise ValueError(
-                "carry= goes with init='kaiming' and without record=: a booster that takes up an "
-                "earlier one is no learner of its own, whatever begins or keeps it"
-            )
-        alphas = self.shrinkage if isinstance(self.shrinkage, Sequence) else [self.shrinkage]
-        if any(alpha != 1 for alpha in alphas):
-            raise ValueError(
-                "carry= goes with shrinkage=1: a pair that is taken up is merged again, and would "
-                f"be shrunk again each time, got shrinkage={self.shrinkage!r}"
+                "carry= goes without record=: a booster that takes up an earlier one is no learner "
+                "of its own, whatever keeps it"
             )
 
     @property

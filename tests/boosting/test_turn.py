@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "residual": {"merge_precision": "residual"},
     "stochastic": {"merge_precision": "stochastic"},
     "ranks": {"r": [2, 1], "shrinkage": 0.5},
+    "carry, ranks": {"r": [2, 1], "shrinkage": 0.5, "carry": 0.9, "init": "gradient"},
 }
 LOW = ("residual", "stochastic")
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ Run = tuple[Stack, BoostedLowRankOptimizer]
 SETTINGS: dict[str, dict[str, Any]] = {
     "residual": {"dtype": torch.bfloat16},
     "residual-bias": {"dtype": torch.bfloat16, "bias": "targets"},
-    "carry": {"carry": 0.97},
+    "carry": {"carry": 0.97, "shrinkage": 0.7},
     "carry-residual": {"carry": 0.97, "dtype": torch.bfloat16},
     "direft": {"adapter": "direft", "dtype": torch.bfloat16},
     "gradient": {"init": "gradient"},
@@ -240,8 +241,7 @@ def test_held_pairs_follow_the_model() -> None:
             return self.as_subclass(Tensor).clone()
 
     for name, held in carry.held.items():
-        carry.held[name] = type(held)(
-            held.factors.map(lambda f: f.as_subclass(Elsewhere)), held.state
-        )
+        factors = held.factors.map(lambda f: f.as_subclass(Elsewhere))
+        carry.held[name] = replace(held, factors=factors)
     train(model, optimizer, data(8, model))
     assert asked

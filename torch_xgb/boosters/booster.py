@@ -231,18 +231,26 @@ class Booster:
             factor.grad = None
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero."""
-        factors: list[Tensor] = [*self.factors]
+    def reset(self, generator: torch.Generator, left: Iterable[Adapter] = ()) -> None:
+        """Make every A fresh, Kaiming-uniform as LoRA's, and every B and b zero.
+
+        Args:
+            generator: Draws, for each of the active booster's pairs.
+            left: Whose pairs are left as they are; not all of them.
+        """
+        spared = {id(factor) for adapter in left for factor in adapter.parameters}
+        factors: list[Tensor] = [factor for factor in self.factors if id(factor) not in spared]
         torch._foreach_zero_(factors)
         views: list[Tensor] = [adapter.pair.A for adapter in self.active]
         size = sum(A.numel() for A in views)
-        noise = torch.rand(size, dtype=factors[0].dtype, **by(generator))
+        noise = torch.rand(size, dtype=self.factors[0].dtype, **by(generator))
         noise.mul_(2).sub_(1)
-        for A, values in zip(views, noise.split([A.numel() for A in views]), strict=True):
-            values.mul_(kaiming_bound(A.shape[-1]))
-        filled = noise.to(factors[0].device).split([A.numel() for A in views])
-        torch._foreach_copy_(views, [v.view_as(A) for v, A in zip(filled, views, strict=True)])
+        for A, drawn in zip(views, noise.split([A.numel() for A in views]), strict=True):
+            drawn.mul_(kaiming_bound(A.shape[-1]))
+        filled = noise.to(self.factors[0].device).split([A.numel() for A in views])
+        fresh = [i for i, a in enumerate(self.active) if id(a.parameters.A) not in spared]
+        values = [filled[i].view_as(views[i]) for i in fresh]
+        torch._foreach_copy_([views[i] for i in fresh], values)
 
     @property
     def _home(self) -> nn.Module:

@@ -43,6 +43,15 @@ class Form(Protocol):
     def narrow(self, pair: Pair[Tensor], r: int) -> Pair[Tensor]:
         """Return the part of a pair that a rank below its own uses."""
 
+    def scaled(self, pair: Pair[Tensor], share: float, ratio: float) -> Pair[Tensor]:
+        """Return the pair that has a share of a pair's part in the output.
+
+        Args:
+            pair: A pair.
+            share: Of its part.
+            ratio: Of the scaling s it was trained with to that of the pair returned.
+        """
+
     def forward(self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float) -> Tensor:
         """Return the output with the pair's share; may write into ``y``.
 
@@ -84,6 +93,10 @@ class LoRA:
             return pair
         return Pair(pair.A[..., :r, :], pair.B[..., :r], pair.b)
 
+    def scaled(self, pair: Pair[Tensor], share: float, ratio: float) -> Pair[Tensor]:  # noqa: D102
+        b = None if pair.b is None else share * pair.b  # which s does not scale
+        return Pair(pair.A, share * ratio * pair.B, b)
+
     def forward(  # noqa: D102
         self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float
     ) -> Tensor:
@@ -123,6 +136,9 @@ class DiReFT:
         if len(pair.A) == r:
             return pair
         return Pair(pair.A[:r], pair.B[:, :r], None if pair.b is None else pair.b[:r])
+
+    def scaled(self, pair: Pair[Tensor], share: float, ratio: float) -> Pair[Tensor]:  # noqa: D102
+        return Pair(pair.A, share * ratio * pair.B, pair.b)  # b is inside: B (A y + b)
 
     def forward(  # noqa: D102
         self, y: Tensor, x: Tensor, pair: Pair[Tensor], s: float, dropout: float

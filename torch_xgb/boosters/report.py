@@ -12,7 +12,7 @@ from torch_xgb.boosters.forms import Update
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Listeners", "MergeReport", "finite_norms"]
+__all__ = ["Listeners", "MergeReport", "Updates", "finite_norms"]
 
 _LARGEST = 1e37  # a weight of 32 bits could not hold an entry as large as ten of these
 
@@ -28,7 +28,7 @@ class MergeReport:
         layers: Names of the layers it drew.
         steps: Optimizer steps it was trained for.
         rank: r.
-        update_norm: ‖ΔW‖_F = ‖α_t·s·B A‖_F per target.
+        update_norm: ‖ΔW‖_F = ‖α_t·s·B A‖_F per target; of a pair that was taken up, of its change.
         lost: Share of ΔW lost to rounding per target (what a residual carries over is not lost);
             only targets of less than 32 bits, or under a rounding policy, are measured.
     """

@@ -7,12 +7,13 @@ is
     ∂L/∂A = s·Uᵀ G,        G = ∂L/∂W (out, in),
 
 so that, for random signs U, each row of A becomes a random combination of G's rows, found without
-a gradient of full size. B steps from the second batch on.
+a gradient of full size. B steps from the second batch on. A pair that is taken up (``carry``) has
+its direction, and trains from the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,24 +47,41 @@ class Start:
     def begin(self, booster: Booster, t: int) -> None:
         """Make the pairs of booster t fresh: they change nothing."""
         booster.reset(stream(self.seed, t, "factors"))
-        if self.init == "gradient":
-            _aim(booster.active, stream(self.seed, t, "signs"))
 
-    def first_step(self, booster: Booster, t: int) -> None:
-        """Use the gradients of booster t's first batch up, if it begins with those."""
+    def aim(self, booster: Booster, t: int, left: Sequence[Adapter]) -> None:
+        """Have the pairs of booster t wait for A's gradient, if it begins with that.
+
+        Args:
+            booster: With pairs just made fresh.
+            t: Its index.
+            left: Those that have taken up a pair, and train it from the first step.
+        """
         if self.init == "gradient":
-            booster.reset(stream(self.seed, t, "factors"))
-            _turn(booster.active)
+            _aim(booster.active, stream(self.seed, t, "signs"), left)
+
+    def first_step(self, booster: Booster, t: int, left: Sequence[Adapter]) -> None:
+        """Use the gradients of booster t's first batch up, if it begins with those.
+
+        Args:
+            booster: With gradients.
+            t: Its index.
+            left: Those that do not wait for them.
+        """
+        waiting = [adapter for adapter in booster.active if adapter not in left]
+        if self.init == "gradient" and waiting:
+            booster.reset(stream(self.seed, t, "factors"), left)
+            _turn(waiting)
 
 
 @torch.no_grad()
-def _aim(adapters: Iterable[Adapter], generator: torch.Generator) -> None:
+def _aim(adapters: Iterable[Adapter], generator: torch.Generator, left: Sequence[Adapter]) -> None:
     """Make every A zero and every B random signs, columns of unit norm."""
     for adapter in adapters:
         A, B = adapter.pair.A, adapter.pair.B
         signs = torch.randint(0, 2, B.shape, **by(generator))
-        B.copy_((2 * signs - 1) / B.shape[-2] ** 0.5)
-        A.zero_()
+        if adapter not in left:
+            B.copy_((2 * signs - 1) / B.shape[-2] ** 0.5)
+            A.zero_()
 
 
 @torch.no_grad()

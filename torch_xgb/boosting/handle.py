@@ -128,7 +128,7 @@ class Boosting:
     @property
     def taken_up(self) -> bool:
         """Whether the active booster holds what ``carry`` took out of the weights."""
-        return self._carry is not None and any(a.pending for a in self.booster.active)
+        return self._carry is not None and self._carry.pending
 
     def require_attached(self, call: str) -> None:
         """Raise a RuntimeError if the boosters have left the model."""
@@ -195,7 +195,7 @@ class Boosting:
         self._sharding.look_at_gradients(others)
         ready = self._gradients.prepare(self.booster.named, others)
         if ready and self.course.progress.booster_step == 0:
-            self._turns.start.first_step(self.booster, self.course.progress.booster_index)
+            self._turns.first_step()
         return ready
 
     def observe(self, loss: float | Tensor) -> None:

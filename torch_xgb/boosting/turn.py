@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -15,8 +16,9 @@ from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry, Lot
-from torch_xgb.boosters.report import MergeReport, finite_norms
+from torch_xgb.boosters.report import MergeReport, Updates, finite_norms
 from torch_xgb.boosters.starts import Start
+from torch_xgb.boosters.taking_up import TakingUp
 from torch_xgb.ledger.writer import Writer
 from torch_xgb.saving.memory import Memory
 from torch_xgb.schedule.boundaries import Progress
@@ -107,8 +109,9 @@ class Turns:
         if self.carry is not None and draw.rho is not None:
             deeds.append(lambda: self.memory.look(adapters))
             for adapter in adapters:
-                up = self.carry.taking_up(adapter, wrapped.optimizer, self.merger, t, draw.rho)
+                up = TakingUp(self.carry, adapter, wrapped.optimizer, self.merger, t, draw.rho)
                 deeds.append(up.go_on)
+        deeds.append(lambda: self.start.aim(self.booster, t, self._carried))
         deeds.append(lambda: self.memory.note(adapters, anew=self.carry is not None))
         deeds.append(lambda: self.course.begin(progress, draw))
         return deeds
@@ -139,11 +142,26 @@ class Turns:
         Raises:
             RuntimeError: If the active booster is to be merged, and not finite.
         """
-        turn, lots = self._merging(writer) if merged else (Turn([]), self._lots())
-        afresh = dropped or not (merged or self.course.progress.booster_index)
-        forget = [wrapped.forget] if afresh else self._forgetting(lots, wrapped)
-        left: list[Deed] = [*forget, lambda: self.course.leave(merged), leave]
+        if dropped:
+            turn = Turn(self._dropping(wrapped))
+        else:
+            turn, lots = self._merging(writer) if merged else (Turn([]), self._lots())
+            begun = merged or self.course.progress.booster_index
+            forget = self._forgetting(lots, wrapped) if begun else [wrapped.forget]
+            turn = replace(turn, deeds=[*turn.deeds, *forget])
+        left: list[Deed] = [lambda: self.course.leave(merged), leave]
         return replace(turn, deeds=[*turn.deeds, *left])
+
+    def first_step(self) -> None:
+        """Use the gradients of the active booster's first batch up, if it begins with those."""
+        t = self.course.progress.booster_index
+        self.start.first_step(self.booster, t, self._carried)
+
+    @property
+    def _carried(self) -> list[Adapter]:
+        """The active booster's adapters that have taken up a pair."""
+        taken = {} if self.carry is None else self.carry.taken
+        return [adapter for adapter in self.booster.active if adapter.target.name in taken]
 
     def _require_own(self, adapters: Sequence[Adapter]) -> None:
         weights = [weight for adapter in adapters for weight in adapter.weights]
@@ -158,8 +176,10 @@ class Turns:
         t, adapters = progress.booster_index, [adapter for adapter, _ in lots]
         self._require_own(adapters)
         self.memory.look(adapters)
-        updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
-        norms = finite_norms(updates, t)
+        puts: Updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
+        # Eq. 8 with f_t = what is put in less what was taken out, on top of what there was.
+        updates = self._with_taken(puts, 1 - draw.alpha)
+        norms = finite_norms(self._with_taken(puts, -draw.alpha), t)
         layers = self.booster.active_layers
         report = MergeReport(t, layers, progress.booster_step, draw.r, norms, {})
         additions = {
@@ -169,20 +189,39 @@ class Turns:
         _require_room(additions, t)
         deeds: list[Deed] = []
         if writer is not None:
-            flat = [pair for pairs in updates.values() for pair in pairs]
+            flat = [pair for pairs in puts.values() for pair in pairs]
             deeds.append(lambda: writer.write(report, flat))
         harmless = len(deeds)
         deeds += [_Merge(adapter, additions[adapter.target.name]) for adapter in adapters]
         deeds.append(lambda: self.memory.note(adapters))
         return Turn(deeds, harmless, report, additions), lots
 
+    def _with_taken(self, updates: Updates, factor: float) -> Updates:
+        return updates if self.carry is None else self.carry.with_taken(updates, factor)
+
+    def _dropping(self, wrapped: Wrapped) -> list[Deed]:
+        """Return what undoes the active booster: what ``carry`` took out is put back.
+
+        Raises:
+            RuntimeError: If that is not known.
+        """
+        adapters, carry, t = self.booster.active, self.carry, self.course.progress.booster_index
+        if carry is None or not t:
+            return [wrapped.forget]
+        self._require_own(adapters)
+        self.memory.look(adapters)
+        deeds: list[Deed] = [_Merge(a, carry.putting_back(a, self.merger, t)) for a in adapters]
+        deeds += [partial(carry.forget, adapter.target) for adapter in adapters]
+        deeds.append(lambda: self.memory.note(adapters))
+        return [*deeds, lambda: wrapped.forget(counters=False)]
+
     def _forgetting(self, lots: Sequence[Lot], wrapped: Wrapped) -> list[Deed]:
         """Return what drops the base's state of a booster, but for what ``carry`` keeps."""
-        carry = self.carry
+        carry, share = self.carry, self.course.draw.alpha * self.course.rho
         if carry is None:
             return [wrapped.forget]
         return [
-            lambda: carry.put_down(lots, wrapped.optimizer, self.course.rho),
+            lambda: carry.put_down(lots, wrapped.optimizer, share),
             lambda: wrapped.forget(counters=False),
         ]
 

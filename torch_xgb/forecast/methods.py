@@ -110,7 +110,8 @@ def boosted(step: Steps, settings: Settings, course: Course) -> Need:
     mean = worst.plus(least.minus(worst), share)
     sizes = [sum(shape.shapes(t, r).numel for t in layer.targets) for layer in step.layers]
     trained = sum(sorted(sizes, reverse=True)[:drawn])
-    remembered = 0 if settings.carry is None else sum(sizes) - trained
+    # Of pairs that rest values and two moments, of those in training what they began with.
+    remembered = 0 if settings.carry is None else 3 * (sum(sizes) - trained) + trained
     weights = [t.weight.parameter for layer in step.layers for t in layer.targets]
     off_card = settings.residual_device is not None and (
         device("residual_device", settings.residual_device).type == "cpu"
@@ -123,7 +124,7 @@ def boosted(step: Steps, settings: Settings, course: Course) -> Need:
         saved=worst.saved,
         saved_mean=mean.saved,
         transient=worst.peak - worst.saved,
-        factors=itemsize * (4 * trained + 3 * remembered),  # values, gradients, two moments
+        factors=itemsize * (4 * trained + remembered),  # values, gradients, two moments
         residual=byte_count(weights) if carried else 0,
         merge=_MERGE_CHUNK if weights[0].element_size() < 4 else 0,
         flops=mean.flops,

@@ -26,6 +26,7 @@ __all__ = [
     "edit_low_rank",
     "frobenius_norms",
     "is_followed",
+    "joined",
     "kaiming_bound",
     "scaling",
     "with_low_rank",
@@ -45,6 +46,21 @@ def scaling(lora_alpha: float | None, r: int) -> float:
 def kaiming_bound(in_features: int) -> float:
     """Return b of U(-b, b), which LoRA draws A from: Kaiming's with a = sqrt(5)."""
     return math.sqrt(6 / ((1 + 5) * in_features))
+
+
+def joined(
+    one: tuple[Tensor, Tensor, float], other: tuple[Tensor, Tensor, float], factor: float
+) -> tuple[Tensor, Tensor, float]:
+    """Return one product plus a factor times another, as one product of both ranks together.
+
+    Args:
+        one: left ``(out, r)``, right ``(r, in)`` and a scale, or a stack's.
+        other: The same, of any rank, moved to where the first is.
+        factor: Of the other.
+    """
+    (left, right, scale), (L, R, of_other) = one, other
+    lefts = torch.cat([left * scale, L.to(left) * (factor * of_other)], -1)
+    return lefts, torch.cat([right, R.to(right)], -2), 1.0
 
 
 def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

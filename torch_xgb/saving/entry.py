@@ -5,6 +5,7 @@ Version 1 did not hold every setting of a run, and of objects only their kind.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,13 @@ from torch.optim import Optimizer
 
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
-from torch_xgb.saving.layout import check_carried, check_factors, check_keys, check_weights
+from torch_xgb.saving.layout import (
+    check_carried,
+    check_factors,
+    check_keys,
+    check_taken,
+    check_weights,
+)
 from torch_xgb.saving.pending import Pending
 from torch_xgb.saving.seal import numbers_of
 from torch_xgb.schedule.boundaries import Progress
@@ -109,6 +116,7 @@ class Entry:
             "version": VERSION,
             **self.course.state_dict(),
             "carry": None if self.carry is None else self.carry.state_dict(),
+            "taken": None if self.carry is None else copy.deepcopy(self.carry.taken),
             "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
             "heads": numbers_of(self.heads.named),
@@ -139,6 +147,7 @@ class Entry:
             a.target.name: [s for s in shapes_of(a.target) if s is not None] for a in adapters
         }
         check_carried(saved["carry"], None if self.carry is None else shapes)
+        check_taken(saved.get("taken"), {} if self.carry is None else adapters)
         drawn = [weight for adapter, _ in lots for weight in adapter.weights]
         check_weights(saved["weights"], self.pending.weights, drawn)
         self._check_heads(saved.get("heads", {}))
@@ -153,7 +162,8 @@ class Entry:
         saved, draw = resumption.saved, resumption.draw
         self.course.load_state_dict(saved, resumption.progress, draw)
         if self.carry is not None:
-            self.carry.load_state_dict(saved["carry"], base)
+            known = saved.get("taken", None if resumption.progress.booster_index else {})
+            self.carry.load_state_dict(saved["carry"], known, base)
         self.pending.load_state_dict(saved["weights"], resumption.unfolded)
         if not resumption.begins:
             self.booster.bind(list(draw.layers), draw.r, draw.s)

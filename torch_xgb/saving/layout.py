@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.pair import Size
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["check_carried", "check_factors", "check_keys", "check_weights"]
+__all__ = ["check_carried", "check_factors", "check_keys", "check_taken", "check_weights"]
 
 _PRINTS = ("frozen", "folded")
 
@@ -62,12 +64,39 @@ def check_carried(carried: object, shapes: Mapping[str, list[Size]] | None) -> N
         wanted = (shapes or {})[name]
         factors, states = _listed(held["factors"]), _listed(held["state"])
         fit = len(factors) == len(states) == len(wanted)
-        fit = fit and all(map(_is_floating, factors, wanted)) and _is_share(held.get("rho", 1.0))
+        fit = fit and all(map(_is_floating, factors, wanted)) and _is_trained(held, wanted[0][-2])
         if not fit or not all(isinstance(state, Mapping) for state in states):
             raise ValueError(
                 f"the state is damaged: 'carry' of {name!r} needs tensors of shapes {wanted} with "
                 "a state each"
             )
+
+
+def check_taken(taken: object, adapters: Iterable[Adapter]) -> None:
+    """Refuse what is not what targets have taken out of their weights.
+
+    Args:
+        taken: What was saved; None if nothing was.
+        adapters: Of those that may have; none if nothing is carried here.
+    """
+    known = {adapter.target.name: {w.name: w for w in adapter.weights} for adapter in adapters}
+    if taken is not None and not isinstance(taken, Mapping):
+        raise ValueError(f"the state is damaged: 'taken' is a {type(taken).__name__}")
+    for name, products in (taken or {}).items():
+        if name not in known or not isinstance(products, Mapping):
+            raise ValueError(f"the state is damaged: 'taken' holds {name!r}, which is no target")
+        for of, product in products.items():
+            if of not in known[name] or not _is_product(product, known[name][of].shape):
+                raise ValueError(f"the state is damaged: what was taken out of {of!r} does not fit")
+
+
+def _is_product(value: object, shape: Size) -> bool:
+    left, right, scale = parts if len(parts := _listed(value)) == 3 else (None, None, None)
+    if not isinstance(left, Tensor) or not left.ndim or not _is_number(scale):
+        return False
+    *stack, rows, columns = shape
+    r = left.shape[-1]
+    return _is_floating(left, (*stack, rows, r)) and _is_floating(right, (*stack, r, columns))
 
 
 def check_weights(entry: object, weights: Sequence[Weight], drawn: Iterable[Weight]) -> None:
@@ -117,8 +146,15 @@ def _is_floating(value: object, shape: tuple[int, ...]) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) == shape
 
 
-def _is_share(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+def _is_trained(held: Mapping[str, Any], most: int) -> bool:
+    """Tell the rank, the scaling and the share of a pair; earlier versions did not save them."""
+    r, s, share = held.get("r", most), held.get("s"), held.get("share", 1.0)
+    positive = s is None or (_is_number(s) and s > 0)
+    return type(r) is int and 1 <= r <= most and positive and _is_number(share) and share >= 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
 
 
 def _listed(value: object) -> list[Any]:

@@ -39,7 +39,7 @@ class _Aside:
         frozen: Its weights, where a pair was pending in them.
         grown: B and b of that pair.
         residuals: Of its weights, where there were some.
-        held: Its last pair, if it is carried.
+        carried: Its last pair, and what was taken out, if pairs are carried.
         notes: Of its weights.
     """
 
@@ -47,7 +47,7 @@ class _Aside:
     frozen: dict[str, Tensor]
     grown: tuple[Tensor, ...]
     residuals: dict[str, Tensor]
-    held: Any
+    carried: Any
     notes: dict[str, Note]
 
 
@@ -154,7 +154,7 @@ class Memory:
             self.carry.forget(adapter.target)
 
     def _has_something(self, adapter: Adapter) -> bool:
-        held = self.carry is not None and self.carry.holds(adapter.target)
+        held = self.carry is not None and any(self.carry.recall(adapter.target))
         return held or any(weight.name in self.merger.residuals for weight in adapter.weights)
 
     def _are_present(self, adapter: Adapter, values: Values, pending: bool) -> bool:
@@ -179,7 +179,7 @@ class Memory:
             if pending
             else (),
             {n: self.merger.residuals[n] for n in names if n in self.merger.residuals},
-            None if self.carry is None else self.carry.held.get(target.name),
+            None if self.carry is None else self.carry.recall(target),
             {n: self._notes[n] for n in names if n in self._notes},
         )
 
@@ -188,8 +188,8 @@ class Memory:
         for weight in adapter.weights:
             if weight.name in aside.residuals:
                 self.merger.put_back(weight, aside.residuals[weight.name])
-        if self.carry is not None and aside.held is not None:
-            self.carry.put_back(adapter.target, aside.held)
+        if self.carry is not None:
+            self.carry.put_back(adapter.target, aside.carried)
         self._notes.update(aside.notes)
         if aside.grown:
             for factor, value in zip(adapter.parameters.grown, aside.grown, strict=True):

@@ -96,7 +96,7 @@ def main() -> None:
         train_dataset=encode(ROWS[:-20]),
         eval_dataset=encode(ROWS[-20:]),
         compute_metrics=accuracy,
-        # The Trainer's learning_rate does not reach a factory: lr is given here.
+        # In the place of the Trainer's learning_rate, whose default is for full fine-tuning.
         optimizer_cls_and_kwargs=(BoostedFactory, {"r": 1, "kappa": 8, "lr": 1e-3}),
     )
     # Logs boosters to wherever the Trainer reports to, and makes the model plain at the end.

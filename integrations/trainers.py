@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from .transformers import BoostedFactory
+from .transformers import built
 
 __all__ = ["boost_trainer", "build_optimizer"]
 
@@ -77,8 +77,7 @@ def build_optimizer(trainer: Trainer, model: nn.Module | None = None, **settings
     trained = trainer.model if model is None else model
     if trained is None:
         raise ValueError("the Trainer has no model yet: build the optimizer after its model_init")
-    given = {"lr": trainer.args.learning_rate, "weight_decay": trainer.args.weight_decay}
-    return BoostedFactory()(trained, **given | settings)
+    return built(trainer, trained, **settings)
 
 
 def _create(trainer: Trainer, model: nn.Module | None, settings: dict[str, Any]) -> Optimizer:

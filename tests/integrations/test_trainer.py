@@ -1,5 +1,6 @@
 """The Hugging Face Trainer, on one process."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -83,11 +84,28 @@ def test_factory_and_callback(tmp_path: Path) -> None:
     trainer.train()
     logged = [logs for logs in seen if "booster/index" in logs]
     assert [logs["booster/index"] for logs in logged] == [0, 2]
-    assert all(logs["booster/layers"].count("bert.encoder.layer.") == 2 for logs in logged)
+    folded = re.compile(r"bert\.encoder\.layer\.\{\d,\d\}")
+    assert all(folded.fullmatch(logs["booster/layers"]) for logs in logged)
     assert all(logs["booster/update_norm"] > 0 for logs in logged)
     assert list(trainer.model.state_dict()) == keys
     assert not any(module._forward_hooks for module in trainer.model.modules())
     assert all(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_the_factory_alone_logs_and_takes_the_trainers_rates(tmp_path: Path) -> None:
+    alone = {"learning_rate": 0.003, "weight_decay": 0.02, "lr_scheduler_type": "constant"}
+    trainer = make(tmp_path, logging_steps=1, **alone)
+    settings = trainer.optimizer_cls_and_kwargs[1]
+    del settings["lr"]
+    trainer.train()
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.003, 0.02)
+    history = trainer.state.log_history
+    assert [e["booster/index"] for e in history if "booster/index" in e] == [0, 1, 2]
+    said = make(tmp_path, settings={"lr": 0.01}, **alone)
+    said.train()
+    group = said.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.02)
 
 
 def test_resume_is_bitwise(tmp_path: Path) -> None:

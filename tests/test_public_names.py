@@ -28,6 +28,8 @@ INTEGRATIONS = {
     "folders": ["require_free", "rolled_back"],
     "deepspeed": ["Partition", "boosted"],
     "trainers": ["boost_trainer", "build_optimizer"],
+    "finetune.recipe": ["PRECISIONS", "Recipe", "TASKS"],
+    "finetune.run": ["Outcome", "finetune"],
     "transformers": ["BoostedFactory", "BoostingCallback", "spare_input_gradients"],
 }
 AXOLOTL = ["BoostedArgs", "BoostedPlugin"]
@@ -64,7 +66,7 @@ def test_the_library() -> None:
 @pytest.mark.parametrize("module", INTEGRATIONS)
 def test_an_integration(module: str) -> None:
     pytest.importorskip(
-        "transformers" if module in ("folders", "trainers") else module,
+        module if module in ("accelerate", "deepspeed") else "transformers",
         reason="an extra of its own",
     )
     found = importlib.import_module(f"torch_xgb.integrations.{module}")
@@ -99,6 +101,7 @@ def test_axolotl() -> None:
         (["export"], ["RUN", "--out", "--rank", "--to", "--base-model", "--json"]),
         (["rollback"], ["RUN", "--model", "--out", "--to"]),
         (["env"], ["--json"]),
+        (["finetune"], ["--task", "--model", "--train", "--dev", "--out", "--carry", "--lr"]),
     ],
     ids=lambda value: value[0] if value else "torch-xgb",
 )

@@ -4,6 +4,6 @@
 machines. A command is a module or two functions of one: ``planning`` (plan), ``ledgers`` (plot,
 export, rollback), ``environment`` (env), ``training`` (finetune).
 
-May import optimizer, forecast, ledger; integrations inside the functions that need them. One more
+May import forecast, ledger, settings; integrations inside the functions that need them. One more
 command: a function that adds its parser and names what runs it, and its line in ``main``.
 """

@@ -46,6 +46,8 @@ def command(
         **more: For its parser.
     """
     parser = commands.add_parser(name, help=text, description=run.__doc__, **more)
-    parser.add_argument("--json", action="store_true", help="say it in JSON, on stdout")
+    parser.add_argument(
+        "--json", action="store_true", default=False, help="say it in JSON, on stdout"
+    )
     parser.set_defaults(run_command=run)
     return parser

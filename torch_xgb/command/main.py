@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from torch_xgb.command.environment import add_env, version
 from torch_xgb.command.ledgers import add_export, add_plot, add_rollback
 from torch_xgb.command.planning import add_plan
+from torch_xgb.command.training import add_finetune
 
 __all__ = ["main", "parser"]
 
@@ -27,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(argv)
     try:
-        print(options.run_command(options).printed(options.json))
+        with redirect_stdout(sys.stderr):  # where other libraries' words belong
+            answer = options.run_command(options)
+        print(answer.printed(options.json))
     except _EXPECTED as error:
         if os.environ.get(_TRACEBACK):
             raise
@@ -47,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=version())
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_plan, add_plot, add_export, add_rollback, add_env):
+    for add in (add_finetune, add_plan, add_plot, add_export, add_rollback, add_env):
         add(commands)
     _complete(whole)
     return whole

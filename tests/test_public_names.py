@@ -53,6 +53,7 @@ COMMANDS = [
     "report",
     "scaling",
     "speed",
+    "syncs",
     "theory",
     "zero_arc",
 ]

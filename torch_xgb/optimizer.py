@@ -92,8 +92,8 @@ class BoostedLowRankOptimizer(Front):
         rewarmup_steps: The factors' learning rate rises over so many steps of every booster but the
             first, on top of any scheduler.
         rank_lr_exponent: e of a factor (r_t / r_0)^e on it; MeFT's η ∝ r^(−1/4) is −0.25.
-        nonfinite: A NaN or infinite gradient raises a RuntimeError ("error"), or skips the step,
-            which then does not count ("skip").
+        nonfinite: A NaN or infinite gradient raises a RuntimeError ("error"; on CUDA one step late,
+            the step doing no harm), or skips the step, which then does not count ("skip").
         unused: A drawn factor without gradient raises a RuntimeError ("error") or is left as it is
             ("skip"), as models need that route batches past some of their blocks (mixtures of
             experts, layer dropping).

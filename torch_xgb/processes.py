@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["anywhere", "everyone", "gather", "is_first", "mean", "total"]
+__all__ = ["all_reduce", "anywhere", "everyone", "gather", "is_first", "mean", "total"]
 
 
 def everyone() -> ProcessGroup | None:
@@ -31,6 +31,24 @@ def _are_several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def all_reduce(value: Tensor, group: ProcessGroup, how: str = "SUM") -> None:
+    """Reduce a tensor over the processes of a group, in place.
+
+    NCCL sends from its devices alone: what the host keeps, as weights that are offloaded, goes by
+    way of one.
+
+    Args:
+        value: Any tensor.
+        group: The processes.
+        how: "SUM" or "MAX".
+    """
+    detour = value.device.type == "cpu" and distributed.get_backend(group) == "nccl"
+    sent = value.cuda() if detour else value
+    distributed.all_reduce(sent, getattr(distributed.ReduceOp, how), group)
+    if detour:
+        value.copy_(sent)
+
+
 def total(values: Sequence[tuple[Tensor, ProcessGroup | None]]) -> list[Tensor]:
     """Sum tensors over the processes of their groups, with one all-reduce a group and dtype."""
     result = [value for value, _ in values]
@@ -42,7 +60,7 @@ def total(values: Sequence[tuple[Tensor, ProcessGroup | None]]) -> list[Tensor]:
             if not mine:
                 continue
             flat = torch.cat([result[i].reshape(-1) for i in mine])
-            distributed.all_reduce(flat, group=group)
+            all_reduce(flat, group)
             parts = flat.split([result[i].numel() for i in mine])
             for i, part in zip(mine, parts, strict=True):
                 result[i] = part.view_as(result[i])
@@ -57,9 +75,7 @@ def mean(value: float | Tensor, group: ProcessGroup | None) -> float:
     if group is None:
         return float(value.detach()) if isinstance(value, Tensor) else float(value)
     own = torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(())
-    if distributed.get_backend(group) == "nccl":
-        own = own.cuda()
-    distributed.all_reduce(own, group=group)
+    all_reduce(own, group)
     return float(own) / distributed.get_world_size(group)
 
 
@@ -68,7 +84,7 @@ def anywhere(here: bool, group: ProcessGroup | None, device: torch.device) -> bo
     if group is None:
         return here
     flag = torch.tensor(float(here), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX, group)
+    all_reduce(flag, group, "MAX")
     return bool(flag)
 
 

@@ -1,12 +1,14 @@
 """Gradients averaged at the end of a backward pass, where nobody else does it."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
 
 from processes import run
+from torch_xgb import processes
 from torch_xgb.parallel.averaging import Averager
 
 pytestmark = pytest.mark.distributed
@@ -78,3 +80,21 @@ def test_no_process_goes_on_with_a_gradient_that_another_must_not_lack() -> None
     whole, lacking = run(_lacking, 2)
     assert whole[0] == 1.0 and math.isnan(whole[1])
     assert lacking == [1.0, None]
+
+
+def test_what_the_host_keeps_goes_by_way_of_a_device_that_nccl_can_send_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As gradients of weights that FSDP2 offloads."""
+    seen = []
+
+    def sums(tensor: Tensor, op: Any, group: Any) -> None:
+        seen.append(tensor)
+        tensor.mul_(2)
+
+    monkeypatch.setattr(processes.distributed, "all_reduce", sums)
+    monkeypatch.setattr(processes.distributed, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(Tensor, "cuda", lambda self: self.clone())
+    value = torch.ones(3)
+    processes.all_reduce(value, cast(Any, "a group"))
+    assert value.tolist() == [2.0] * 3 and seen[0] is not value

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.base.verdict import Verdict
 from torch_xgb.checks import non_negative, one_of
 from torch_xgb.processes import anywhere
 from torch_xgb.weights.dtensors import local
 from torch_xgb.weights.places import shard_group
+from torch_xgb.weights.transfers import is_apart
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["GradientPolicy"]
 
@@ -50,12 +56,14 @@ class GradientPolicy:
         return replace(self, factor_l2=0.0, nonfinite="skip" if skip else self.nonfinite)
 
     @torch.no_grad()
-    def prepare(self, factors: Named, others: Named) -> bool:
+    def prepare(self, factors: Named, others: Named, verdict: Verdict | None = None) -> bool:
         """Check every gradient before it can do harm, and add λ's to the factors'.
 
         Args:
             factors: The drawn factors, each under its target's name.
             others: The parameters trained in full.
+            verdict: Hears of gradients that are not finite, if the policy is "error" and their
+                device is not to be waited for; None has them known at once.
 
         Returns:
             Whether the step may be taken.
@@ -67,58 +75,77 @@ class GradientPolicy:
         missing = [name for name, p in factors if p.grad is None]
         if missing and self.unused == "error":
             raise RuntimeError(_no_gradient(list(dict.fromkeys(missing))))
-        bad = _not_finite(
-            [(name, p.grad) for name, p in factors if p.grad is not None],
-            [(name, _values(p.grad)) for name, p in others if p.grad is not None],
-        )
+        named = [(name, _own(p)) for name, p in factors if p.grad is not None]
+        named += [(name, _values(p)) for name, p in others if p.grad is not None]
+        flags = _flags([g for _, g in named])
         group = shard_group([p for _, p in others])  # whose shards differ: all must decide alike
-        if group is not None and anywhere(bool(bad), group, others[0][1].device) and not bad:
-            bad = ["of another process's shard"]
-        if bad and self.nonfinite == "skip":
+        if verdict is not None and self.nonfinite == "error" and verdict.may_wait(flags):
+            verdict.expect(flags, [g for _, g in named], group)
+        elif not self._are_finite(named, flags, group, others):
             return False
-        if bad:
-            raise RuntimeError(
-                f"{len(bad)} gradients are not finite, first that of {bad[0]!r}; nothing was "
-                "changed. Lower the learning rate or clip, or skip such steps with nonfinite='skip'"
-            )
         if self.factor_l2:
             for _, p in factors:
                 if p.grad is not None:
                     p.grad.add_(p, alpha=2 * self.factor_l2)
         return True
 
+    def _are_finite(
+        self,
+        named: Sequence[tuple[str, Tensor]],
+        flags: Sequence[Tensor],
+        group: ProcessGroup | None,
+        others: Named,
+    ) -> bool:
+        """Wait for the flags; names are looked for where one is set."""
+        bad = []
+        if any(bool(flag) for flag in flags):
+            bad = [name for name, g in named if not g.isfinite().all()]
+        if group is not None and anywhere(bool(bad), group, others[0][1].device) and not bad:
+            bad = ["of another process's shard"]
+        if bad and self.nonfinite == "error":
+            raise RuntimeError(
+                f"{len(bad)} gradients are not finite, first that of {bad[0]!r}; nothing was "
+                "changed. Lower the learning rate or clip, or skip such steps with nonfinite='skip'"
+            )
+        return not bad
 
-def _not_finite(*named: Sequence[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of gradients with a NaN or an infinity; one synchronisation if none has."""
-    if _all_finite([g for part in named for _, g in part]):
-        return []
-    return [name for part in named for name, g in part if not g.isfinite().all()]
 
-
-def _values(gradient: Tensor) -> Tensor:
+def _values(parameter: Tensor) -> Tensor:
     """Return the real numbers that this process keeps of a gradient."""
-    kept = local(gradient.coalesce().values() if gradient.is_sparse else gradient)
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad.values()
+    kept = local(_own(parameter))
     return torch.view_as_real(kept) if kept.is_complex() else kept
 
 
-def _all_finite(gradients: Sequence[Tensor]) -> bool:
-    """Look through all gradients by GradScaler's kernel, many times faster than by their norms.
+def _own(parameter: Tensor) -> Tensor:
+    """Return a gradient that can be written to: no several entries of it in one place."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if 0 in gradient.stride():
+        gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+    return gradient
 
-    It multiplies them by one.
+
+def _flags(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return numbers that are zero if all gradients are finite, one for each device and dtype.
+
+    Found by GradScaler's kernel, many times faster than by norms. It multiplies them by one.
     """
     alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for g in gradients:
         alike[g.device, g.dtype].append(g)
     found = []
     for (device, _), some in alike.items():
-        if device.type not in ("cpu", "cuda") or any(0 in g.stride() for g in some):
+        if not (device.type == "cpu" or is_apart(device)):
             found.append(~torch.stack([g.isfinite().all() for g in some]).all())
             continue
         found.append(torch.zeros((), device=device, dtype=torch.float32))
         torch._amp_foreach_non_finite_check_and_unscale_(
             some, found[-1], torch.ones_like(found[-1])
         )
-    return not any(bool(flag) for flag in found)
+    return found
 
 
 def _no_gradient(names: list[str]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adadelta, Adam, Adamax, AdamW, Optimizer, RAdam, RMSprop
 
 T = TypeVar("T")
 
@@ -21,6 +22,9 @@ LEARNED_RATE = frozenset(
     {"d", "d_denom", "d_hat", "d_max", "d_numerator"}
     | {"gsq_weighted", "numerator_weighted", "sk_sq"}
 )
+
+# Whose state begins as zeros. In a graph of the device (``capturable``) it keeps its addresses.
+_BEGIN_AT_ZERO = (Adadelta, Adam, Adamax, AdamW, RAdam, RMSprop)
 
 
 @contextmanager
@@ -100,6 +104,8 @@ class FreshStart:
             counters: Whether what the group itself counts starts anew as well.
         """
         group = base.param_groups[0]
+        if counters and group.get("capturable") and type(base) in _BEGIN_AT_ZERO:
+            return _zero([base.state.get(parameter, {}) for parameter in group["params"]])
         for i, parameter in enumerate(group["params"]):
             base.state.pop(parameter, None)
             if i in self._pristine_state:
@@ -109,6 +115,13 @@ class FreshStart:
                 group.pop(key, None)
             else:
                 group[key] = value
+
+
+@torch.no_grad()
+def _zero(states: Iterable[dict[str, Any]]) -> None:
+    tensors = [one for state in states for one in state.values() if isinstance(one, Tensor)]
+    if tensors:
+        torch._foreach_zero_(tensors)
 
 
 def _scalars(group: dict[str, Any]) -> dict[str, Any]:

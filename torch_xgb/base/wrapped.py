@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch_xgb.base.in_full import InFull
 from torch_xgb.base.steps import FreshStart, only_fills_state, scaled_lr
 from torch_xgb.base.together import Together
+from torch_xgb.base.verdict import Verdict
 
 __all__ = ["Wrapped", "passed_on"]
 
@@ -49,6 +50,7 @@ class Wrapped:
 
     Attributes:
         optimizer: The base.
+        verdict: Whether its last step's gradients were finite, where that is known later.
 
     Raises:
         TypeError: If ``optimizer_class`` is no class or callable, or does not answer with an
@@ -74,11 +76,20 @@ class Wrapped:
             )
             self.optimizer = Together(first, own)
         self._fresh_start = FreshStart(self.optimizer, factors)
+        self.verdict = Verdict(self.optimizer)
 
     def step(self, step: Callable[[], T], rate: float) -> T:
-        """Run a step of the base with the factors' learning rate multiplied by a factor."""
-        with scaled_lr(self.optimizer.param_groups[0], rate):
-            return self._fresh_start.watch(self.optimizer, step)
+        """Run a step of the base with the factors' learning rate multiplied by a factor.
+
+        Raises:
+            RuntimeError: If the gradients of the step before turn out not to have been finite.
+        """
+        self.verdict.require()
+        try:
+            with scaled_lr(self.optimizer.param_groups[0], rate):
+                return self._fresh_start.watch(self.optimizer, step)
+        finally:
+            self.verdict.stepped()
 
     @property
     def lr(self) -> Any:  # noqa: ANN401

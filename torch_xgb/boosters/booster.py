@@ -31,6 +31,7 @@ from torch_xgb.formulas.streams import by
 from torch_xgb.targets.compiled import is_compiled
 from torch_xgb.targets.layers import Layer
 from torch_xgb.weights.own import require_own
+from torch_xgb.weights.transfers import sent
 
 __all__ = ["Booster"]
 
@@ -247,7 +248,7 @@ class Booster:
         noise.mul_(2).sub_(1)
         for A, drawn in zip(views, noise.split([A.numel() for A in views]), strict=True):
             drawn.mul_(kaiming_bound(A.shape[-1]))
-        filled = noise.to(self.factors[0].device).split([A.numel() for A in views])
+        filled = sent(noise, self.factors[0].device).split([A.numel() for A in views])
         fresh = [i for i, a in enumerate(self.active) if id(a.parameters.A) not in spared]
         values = [filled[i].view_as(views[i]) for i in fresh]
         torch._foreach_copy_([views[i] for i in fresh], values)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.forms import Update
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Listeners", "MergeReport", "Updates", "finite_norms"]
+__all__ = ["Listeners", "MergeReport", "Updates", "finite_norms", "norms"]
 
 _LARGEST = 1e37  # a weight of 32 bits could not hold an entry as large as ten of these
 
@@ -66,13 +67,22 @@ class Listeners:
                 fn(told)
 
 
-def finite_norms(updates: Updates, t: int) -> dict[str, float]:
+def norms(updates: Updates) -> Tensor:
+    """Return ‖ΔW‖ of every update, in order."""
+    return frobenius_norms([update for pairs in updates.values() for _, update in pairs])
+
+
+def finite_norms(updates: Updates, found: Sequence[float], t: int) -> dict[str, float]:
     """Return ‖ΔW‖ of every target.
+
+    Args:
+        updates: Of the booster.
+        found: What ``norms`` has found of them.
+        t: The booster's index.
 
     Raises:
         RuntimeError: If an update is not finite.
     """
-    found = frobenius_norms([u for pairs in updates.values() for _, u in pairs]).tolist()
     if not all(norm < _LARGEST for norm in found):  # a NaN is not
         raise RuntimeError(
             f"booster {t} is not finite and was not merged; the weights are unharmed. Lower "

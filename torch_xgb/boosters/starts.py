@@ -23,6 +23,7 @@ from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.checks import one_of
 from torch_xgb.formulas.streams import by, stream
+from torch_xgb.weights.transfers import sent
 
 __all__ = ["Start"]
 
@@ -80,7 +81,7 @@ def _aim(adapters: Iterable[Adapter], generator: torch.Generator, left: Sequence
         A, B = adapter.pair.A, adapter.pair.B
         signs = torch.randint(0, 2, B.shape, **by(generator))
         if adapter not in left:
-            B.copy_((2 * signs - 1) / B.shape[-2] ** 0.5)
+            B.copy_(sent((2 * signs - 1) / B.shape[-2] ** 0.5, B.device))
             A.zero_()
 
 

@@ -193,7 +193,7 @@ class Boosting:
             RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
         """
         self._sharding.look_at_gradients(others)
-        ready = self._gradients.prepare(self.booster.named, others)
+        ready = self._gradients.prepare(self.booster.named, others, self._wrapped.verdict)
         if ready and self.course.progress.booster_step == 0:
             self._turns.first_step()
         return ready

@@ -12,13 +12,15 @@ from functools import partial
 
 import torch
 
+from torch_xgb.base.verdict import Verdict
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry, Lot
-from torch_xgb.boosters.report import MergeReport, Updates, finite_norms
+from torch_xgb.boosters.report import MergeReport, Updates
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosters.taking_up import TakingUp
+from torch_xgb.boosting.asked import ask
 from torch_xgb.ledger.writer import Writer
 from torch_xgb.saving.memory import Memory
 from torch_xgb.schedule.boundaries import Progress
@@ -123,7 +125,7 @@ class Turns:
             RuntimeError: If the active booster is not finite.
         """
         following = self.course.following()
-        turn, lots = self._merging(writer)
+        turn, lots = self._merging(writer, wrapped.verdict)
         deeds = [*turn.deeds, *self._forgetting(lots, wrapped)]
         return replace(turn, deeds=[*deeds, *self.beginning(*following, wrapped)])
 
@@ -143,9 +145,11 @@ class Turns:
             RuntimeError: If the active booster is to be merged, and not finite.
         """
         if dropped:
+            wrapped.verdict.forget()
             turn = Turn(self._dropping(wrapped))
         else:
-            turn, lots = self._merging(writer) if merged else (Turn([]), self._lots())
+            verdict = wrapped.verdict
+            turn, lots = self._merging(writer, verdict) if merged else (Turn([]), self._lots())
             begun = merged or self.course.progress.booster_index
             forget = self._forgetting(lots, wrapped) if begun else [wrapped.forget]
             turn = replace(turn, deeds=[*turn.deeds, *forget])
@@ -170,23 +174,23 @@ class Turns:
     def _lots(self) -> list[Lot]:
         return [(adapter, adapter.parameters) for adapter in self.booster.active]
 
-    def _merging(self, writer: Writer | None) -> tuple[Turn, list[Lot]]:
+    def _merging(self, writer: Writer | None, verdict: Verdict) -> tuple[Turn, list[Lot]]:
         """Return what merges the active booster: W ← W + α_t·s·B A."""
         lots, draw, progress = self._lots(), self.course.draw, self.course.progress
         t, adapters = progress.booster_index, [adapter for adapter, _ in lots]
         self._require_own(adapters)
-        self.memory.look(adapters)
         puts: Updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
         # Eq. 8 with f_t = what is put in less what was taken out, on top of what there was.
         updates = self._with_taken(puts, 1 - draw.alpha)
-        norms = finite_norms(self._with_taken(puts, -draw.alpha), t)
+        answers = ask(updates, self._with_taken(puts, -draw.alpha), self.memory, t)
+        verdict.require()  # after the device has answered: by now it is there
+        self.memory.drop(adapters, answers.written)
         layers = self.booster.active_layers
-        report = MergeReport(t, layers, progress.booster_step, draw.r, norms, {})
+        report = MergeReport(t, layers, progress.booster_step, draw.r, answers.norms, {})
         additions = {
             name: [self.merger.addition(weight, Product(*update), t) for weight, update in pairs]
             for name, pairs in updates.items()
         }
-        _require_room(additions, t)
         deeds: list[Deed] = []
         if writer is not None:
             flat = [pair for pairs in puts.values() for pair in pairs]
@@ -224,24 +228,6 @@ class Turns:
             lambda: carry.put_down(lots, wrapped.optimizer, share),
             lambda: wrapped.forget(counters=False),
         ]
-
-
-def _require_room(additions: Additions, t: int) -> None:
-    """Refuse an update that a weight's dtype cannot hold.
-
-    Raises:
-        RuntimeError: If there is one. Nothing is changed.
-    """
-    asked = [one for several in additions.values() for one in several]
-    flags = [(one, flag) for one in asked if (flag := one.overflows()) is not None]
-    beyond = torch.stack([flag for _, flag in flags]).tolist() if flags else []
-    if any(beyond):
-        name = flags[beyond.index(True)][0].weight.name
-        raise RuntimeError(
-            f"booster {t} takes {sum(beyond)} weights, first {name!r}, beyond float16's range and "
-            "was not merged; the weights are unharmed. Lower the learning rate, or train in "
-            "bfloat16 or float32; finalize(discard=True) drops the booster"
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,8 +75,10 @@ def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
     if products and all(R.ndim == 2 and R.shape[0] == 1 for _, R, _ in products):
         lefts, rights, scales = zip(*products, strict=True)
         wide = widest(lefts[0].device)
-        a, b = (torch.stack(torch._foreach_norm(side, 2, dtype=wide)) for side in (lefts, rights))
-        return a * b * torch.tensor(scales, dtype=wide, device=a.device).abs()
+        a, b = (torch._foreach_norm(side, 2, dtype=wide) for side in (lefts, rights))
+        sizes = torch._foreach_mul(a, b)
+        torch._foreach_mul_(sizes, [abs(scale) for scale in scales])
+        return torch.stack(sizes)
     norms = []
     for left, right, scale in products:
         L, R = left.to(widest(left.device)), right.to(widest(right.device))

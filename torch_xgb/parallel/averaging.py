@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.processes import all_reduce
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -103,7 +105,7 @@ class Averager:
         if self.partial:
             sent.append(own[0].new_tensor([f.grad is not None for f in factors]))
         flat = torch.cat(sent)
-        distributed.all_reduce(flat, group=self.group)
+        all_reduce(flat, self.group)
         self.bytes += flat.numel() * flat.element_size()
         flat /= distributed.get_world_size(self.group)
         means = flat.split([part.numel() for part in sent])

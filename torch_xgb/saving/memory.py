@@ -8,7 +8,7 @@ in place. What belongs to values that are gone is dropped; what they had is give
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch_xgb.saving.fold import fold, is_whole
 from torch_xgb.weights.fingerprints import fingerprint
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.places import Whole
+from torch_xgb.weights.transfers import told
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Memory"]
@@ -70,8 +71,8 @@ class Memory:
             if _is_whole(weight) and (anew or weight.name not in self._notes):
                 self._notes[weight.name] = _note(weight.place.local)
 
-    def written(self, weights: Iterable[Weight]) -> list[Weight]:
-        """Return the weights that somebody else has written to; waits for the device once."""
+    def compared(self, weights: Iterable[Weight]) -> list[tuple[Weight, Tensor]]:
+        """Return weights there is a note of, each with whether somebody else has written to it."""
         found: list[tuple[Weight, Tensor]] = []
         for weight in weights:
             dtype, note = self._notes.get(weight.name, (None, None))
@@ -79,22 +80,28 @@ class Memory:
             if note is not None and _is_whole(weight) and weight.parameter.dtype == dtype:
                 _, now = _note(weight.place.local)
                 found.append((weight, now != note.to(now.device)))
-        differs = torch.stack([flag for _, flag in found]).tolist() if found else []
-        return [weight for (weight, _), other in zip(found, differs, strict=True) if other]
+        return found
 
-    def look(self, adapters: Iterable[Adapter]) -> None:
-        """Drop what belongs to other values of the weights than they have, and say so once."""
+    def written(self, weights: Iterable[Weight]) -> list[Weight]:
+        """Return the weights that somebody else has written to; waits for the device once."""
+        found = self.compared(weights)
+        differs = told([flag for _, flag in found])
+        return [weight for (weight, _), (other,) in zip(found, differs, strict=True) if other]
+
+    def look(self, adapters: Sequence[Adapter]) -> None:
+        """Drop what belongs to other values of the weights than they have."""
+        self.drop(adapters, self.written([w for adapter in adapters for w in adapter.weights]))
+
+    def drop(self, adapters: Iterable[Adapter], written: Sequence[Weight]) -> None:
+        """Drop what is remembered of weights that somebody else has written to, and say so once."""
         self._aside.clear()
         targets = {w.name: a.target for a in adapters for w in a.weights}
-        weights = [weight for adapter in adapters for weight in adapter.weights]
-        if not (written := self.written(weights)):
-            return
         for weight in written:
             self._notes.pop(weight.name)
             self.merger.forget(weight)
             if self.carry is not None:
                 self.carry.forget(targets[weight.name])
-        if not self._said:
+        if written and not self._said:
             self._said = True
             warnings.warn(
                 f"{len(written)} weights, first {written[0].name!r}, were written to by something "

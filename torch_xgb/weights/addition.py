@@ -15,9 +15,24 @@ from torch_xgb.weights.places import Piece, chunks
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Addition"]
+__all__ = ["Addition", "overflows"]
 
 _MARGIN = 1 / 128  # more than a residual of 8 bits loses: a value merged and taken back returns
+
+
+@torch.no_grad()
+def overflows(weight: Weight, product: Product) -> Tensor | None:
+    """Return whether a sum is beyond float16's range; None of a dtype of a wider one."""
+    W = weight.place.local
+    if W.dtype != torch.float16:
+        return None
+    beyond = torch.zeros((), dtype=torch.bool, device=W.device)
+    product = product.to(W.device, torch.float32)
+    for piece in weight.pieces():
+        for part in chunks(piece):
+            exact = product.part(part).add_(part.values)
+            beyond |= (exact.abs_() > torch.finfo(torch.float16).max).any()
+    return beyond
 
 
 class _Ready(NamedTuple):
@@ -84,17 +99,6 @@ class Addition:
         return self._state.sums
 
     @torch.no_grad()
-    def overflows(self) -> Tensor | None:
-        """Return whether the sum is beyond float16's range; None of a dtype of a wider one."""
-        if self.weight.parameter.dtype != torch.float16:
-            return None
-        beyond = torch.zeros((), dtype=torch.bool, device=self.sums.device)
-        for W, _ in self._chunks():
-            exact = self._product.part(W).add_(W.values)
-            beyond |= (exact.abs_() > torch.finfo(torch.float16).max).any()
-        return beyond
-
-    @torch.no_grad()
     def go_on(self) -> None:
         """Begin, or go on where an exception has ended it; at last do nothing."""
         place = self.weight.place
@@ -107,7 +111,7 @@ class Addition:
             assert ready is not None
             W.values.copy_(ready.W)
             if E is not None and ready.E is not None:
-                E.values.copy_(ready.E)
+                E.values.copy_(ready.E, non_blocking=True)
             self._state = _State(done + 1, sums, None)
         place.changed()
         if self.precision != "residual" and self._residual is not None:
@@ -131,14 +135,15 @@ class Addition:
         before = W.values.to(delta.dtype, copy=True)
         exact = before + delta
         if E is not None:
-            carried = E.values.to(delta)
+            # In its own dtype first: converted on the host it would be waited for.
+            carried = E.values.to(delta.device, non_blocking=True).to(delta.dtype)
             exact += carried
             before += carried
         rounded = self._round(exact, W)
         kept = rounded.to(delta.dtype) - before
         left = None
         if E is not None and self.precision == "residual":
-            left = exact.sub_(rounded).to(E.values)
+            left = exact.sub_(rounded).to(E.values.dtype)
             kept += left.to(delta)
         sums = sums + torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
         return _State(done, sums, _Ready(rounded, left))

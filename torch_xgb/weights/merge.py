@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch_xgb.formulas.streams import Field
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.places import chunks
 from torch_xgb.weights.product import Product
+from torch_xgb.weights.transfers import arrived, beside
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["MERGE_PRECISIONS", "Merger", "add_product", "carries_over"]
@@ -108,6 +110,7 @@ class Merger:
 
         They share memory with these until the next merge, which then writes to copies.
         """
+        arrived(self.residuals.values())
         self._saved = set(self.residuals)
         places = {weight.name: weight.place for weight in weights}
         return {name: places[name].store(E) for name, E in self.residuals.items()}
@@ -118,12 +121,14 @@ class Merger:
         for weight in weights:
             if weight.name in state:
                 place = weight.place
-                residuals[weight.name] = place.part(state[weight.name]).to(
-                    self.residual_device or place.local.device,
-                    copy=True,
-                    memory_format=torch.contiguous_format,
-                )
+                residuals[weight.name] = self._held(place.local)
+                residuals[weight.name].copy_(place.part(state[weight.name]))
         self.residuals = residuals
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy residuals that are there."""
+        arrived(self.residuals.values())
+        return vars(self)
 
     def _precision(self, W: Tensor) -> str:
         if W.dtype == widest(W.device):  # nothing is wider that a sum could be rounded from
@@ -134,11 +139,14 @@ class Merger:
 
     def _residual(self, name: str, W: Tensor) -> Tensor:
         if name not in self.residuals:
-            self.residuals[name] = torch.zeros_like(W, device=self.residual_device)
+            self.residuals[name] = self._held(W).zero_()
         elif name in self._saved:
-            self.residuals[name] = self.residuals[name].clone()
+            self.residuals[name] = self._held(W).copy_(self.residuals[name])
         self._saved.discard(name)
         return self.residuals[name]
+
+    def _held(self, W: Tensor) -> Tensor:
+        return beside(W, self.residual_device)
 
 
 def carries_over(precision: str, itemsize: int) -> bool:

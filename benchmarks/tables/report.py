@@ -19,6 +19,7 @@ from benchmarks.tables.causal import recorded_table
 from benchmarks.tables.curves import Curve, Point, draw, scatter
 from benchmarks.tables.dynamics import dynamics_table
 from benchmarks.tables.glue import rate_table, score_table
+from benchmarks.tables.overview import draw_overview
 from benchmarks.tables.table import table
 from benchmarks.tables.theory import findings
 
@@ -73,7 +74,7 @@ def dynamics_block() -> str:
 
 def crossing_block() -> str:
     """Lay out and draw the score and loss on the scored rows against K."""
-    journal, rows, curves = Journal(RUNS), [], []
+    journal, rows, curves, scores = Journal(RUNS), [], [], []
     for name in dynamics.CURVES:
         method = dynamics.variants()[name]
         found = [best("TREC", method, K, SEEDS, journal) for K in dynamics.CROSSING]
@@ -87,11 +88,14 @@ def crossing_block() -> str:
         if points:
             x, y = zip(*points, strict=True)
             curves.append(Curve(name, x, y))
+            means = [100 * interval([r["score"] for r in rs])[0] for rs in found if rs]
+            scores.append(Curve(name, x, means))
     columns = [cell for K in dynamics.CROSSING for cell in (f"K = {K:,}", "loss")]
     head = ["TREC, score (seeds)", *columns]
     if any(len(curve.x) > 1 for curve in curves):
         title = "MiniLM on TREC, loss on the scored rows"
         draw(PLOTS / "crossing.png", curves, "steps K", "loss", title, dots=True)
+        draw_overview(PLOTS / "overview.png", scores)
     records = _dynamics_records(journal, dynamics.CROSSING[1:])
     return _with_provenance(table(head, rows), records)
 

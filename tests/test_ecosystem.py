@@ -420,6 +420,8 @@ class Quick(nn.Module):
         self.embed = nn.Linear(5, 6)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(depth))
         self.head = nn.Linear(6, 3)
+        self.embed.requires_grad_(False)
+        self.head.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)

@@ -53,8 +53,11 @@ class BoostedLowRankOptimizer(Front):
             names or name suffixes, or a regular expression for whole names. A match outside the
             blocks becomes a layer. Frozen weights are targets like any other.
         exclude_modules: What to leave out, as a list or a regular expression.
-        modules_to_save: Names or suffixes of modules trained in full beside the boosters; None
-            finds the new task head of a transformers model, [] trains none.
+        modules_to_save: Names or suffixes of modules trained in full beside the boosters. None
+            finds what is new: the task head of a transformers, timm or torchvision model and what
+            its checkpoint lacked, your own layers around such a model, the linear maps after the
+            blocks of any other (no output embedding, and nothing you froze); a warning names the
+            linear maps outside the blocks that stay frozen. [] trains none and is silent.
         modules_to_save_optimizer: An optimizer of their own for these modules, where the base is
             none for them (Muon and a head): a class, or a callable that takes parameter groups.
         head_lr: A learning rate of their own for these modules; None is the base's. Schedulers

@@ -37,7 +37,7 @@ class Stack(nn.Module):
     def __init__(self, depth: int = 3) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(depth))
-        self.head = nn.Linear(WIDTH, 3)
+        self.head = nn.Linear(WIDTH, 3).requires_grad_(False)  # the boosters alone train
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -59,8 +59,9 @@ class Uneven(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+        self.first.requires_grad_(False)
         self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.head = nn.Linear(WIDTH, 3)
+        self.head = nn.Linear(WIDTH, 3).requires_grad_(False)  # the boosters alone train
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in (*self.first, *self.blocks):

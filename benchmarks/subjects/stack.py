@@ -30,7 +30,7 @@ class Stack(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
-        self.head = nn.Linear(WIDTH, CLASSES)
+        self.head = nn.Linear(WIDTH, CLASSES).requires_grad_(False)  # the boosters alone train
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         """Return logits, or with labels what the Trainer takes."""

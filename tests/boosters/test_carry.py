@@ -248,7 +248,7 @@ def test_errors_change_nothing() -> None:
     ):
         with pytest.raises(error, match=message):
             build(model, **settings)
-    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.blocks.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     optimizer, other = build(model), build(stack(), carry=None)
     with pytest.raises(ValueError, match="carry: saved None, here 0.6"):

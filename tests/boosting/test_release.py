@@ -94,7 +94,7 @@ def test_a_new_optimizer_takes_it(way: str) -> None:
     train(model, optimizer, batches(6))
     output = model(x)
     assert torch.allclose(optimizer.finalize()(x), output, rtol=1e-9, atol=1e-12)
-    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.blocks.parameters())
 
 
 @pytest.mark.parametrize("call", [release, boosted])

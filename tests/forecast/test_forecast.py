@@ -142,6 +142,7 @@ class Squares(nn.Module):
 
 def test_any_module_with_its_inputs() -> None:
     model = Squares()
+    model.requires_grad_(True)
     before = {n: p.clone() for n, p in model.named_parameters()}
     forecast = plan(model, inputs={"x": torch.randn(2, 5, tiny.INPUTS).double()}, lora_r=2)
     assert forecast.blocks == 4 and forecast.needs[0].saved > 0

@@ -283,12 +283,7 @@ class Ambiguous(nn.Module):
         return self.out(x)
 
 
-def test_a_head_that_peft_would_mistake_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "torch_xgb.targets.selection.select_saved", lambda model, names: {"out": model.out}
-    )
+def test_a_head_that_peft_would_mistake_is_refused(tmp_path: Path) -> None:
     run = Run(Ambiguous())
     run.boost(1)
     with pytest.raises(ValueError, match="'blocks.0.out' for the module 'out'"):

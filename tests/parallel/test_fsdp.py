@@ -169,7 +169,7 @@ class Routed(nn.Module):
         self.blocks = nn.ModuleList(
             nn.ModuleList(nn.Linear(6, 6, dtype=torch.float64) for _ in range(2)) for _ in range(3)
         )
-        self.head = nn.Linear(6, 3, dtype=torch.float64)
+        self.head = nn.Linear(6, 3, dtype=torch.float64).requires_grad_(False)
 
     def forward(self, x: Tensor, expert: int | None) -> Tensor:
         for experts in self.blocks if expert is not None else ():

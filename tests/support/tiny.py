@@ -42,13 +42,18 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks between a linear embedding and a linear head: the shape of a transformer."""
+    """Blocks between a linear embedding and a linear head: the shape of a transformer.
+
+    Both are frozen by hand, so that the boosters alone train it.
+    """
 
     def __init__(self, hiddens: Iterable[int], linear: MakeLinear = nn.Linear) -> None:
         super().__init__()
         self.embed = linear(INPUTS, WIDTH)
         self.blocks = nn.ModuleList(Block(linear, hidden) for hidden in hiddens)
         self.head = linear(WIDTH, CLASSES)
+        self.embed.requires_grad_(False)
+        self.head.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)

@@ -134,6 +134,7 @@ ZOO: dict[str, Species] = {
         numbered("body.encoder.layer"),
         BERT,
         sentences,
+        ["top"],
     ),
     "roberta": Species(
         lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**SIZES)),

@@ -114,7 +114,7 @@ class Handmade(nn.Module):
 
     def __init__(self, steps: list[nn.Module]) -> None:
         super().__init__()
-        self.entrance = nn.Linear(4, 4)
+        self.entrance = nn.Linear(4, 4).requires_grad_(False)
         self.corridor = nn.ModuleList(steps)
         self.exit = nn.Linear(4, 2)
 
@@ -151,7 +151,7 @@ class Experts(nn.Module):
 
 def sequential_blocks() -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(4, 4),
+        nn.Linear(4, 4).requires_grad_(False),
         *(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)),
         nn.Linear(4, 2),
     )

@@ -1,30 +1,31 @@
-"""The modules trained in full beside the boosters: named, or a transformers model's task head."""
+"""The modules trained in full beside the boosters: named by the user, or found."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from torch import nn
 
-__all__ = ["find_heads", "select_saved"]
+from torch_xgb.targets.backbones import heads_of, is_backbone
+from torch_xgb.targets.structure import after_blocks, holds, outside_blocks
+
+__all__ = ["find_heads", "left_out", "named_modules", "warn_of_frozen"]
+
+Named = tuple[str, nn.Module]
+
+_SHOWN = 6  # names in a warning
+# A second body beside a pretrained one is of its order of size; a head is not.
+_SECOND_BODY = 0.25
 
 
-def select_saved(model: nn.Module, modules_to_save: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Return the modules to be trained in full.
-
-    Args:
-        model: The model.
-        modules_to_save: Names or name suffixes, as PEFT's argument of this name; None finds the new
-            task head of a transformers model; an empty list trains none.
+def named_modules(model: nn.Module, modules_to_save: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the modules of some names or name suffixes, as PEFT's ``modules_to_save`` means them.
 
     Raises:
         TypeError: If it is no list of strings.
         ValueError: If a name matches no module with parameters.
     """
-    heads = find_heads(model)
-    if modules_to_save is None:
-        return heads
     if (
         isinstance(modules_to_save, str)
         or not isinstance(modules_to_save, Iterable)
@@ -43,37 +44,85 @@ def select_saved(model: nn.Module, modules_to_save: Sequence[str] | None) -> dic
                 f"modules_to_save: no module with parameters matches {entry!r}; top level: {known}"
             )
         saved |= matches
-    for name in heads.keys() - saved.keys():
-        if saved:
-            warnings.warn(
-                f"the task head {name!r} is not in modules_to_save and stays frozen", stacklevel=5
-            )
     return saved
 
 
-def find_heads(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the task heads of a transformers model: what stands beside its base model.
+def find_heads(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Module]:
+    """Return what of a model was made for a run like this one, and is trained in full.
 
-    The output embedding of a language model is no task head. A transformers model is known by the
-    two attributes all of them carry, ``base_model_prefix`` and ``get_output_embeddings``.
+    Of a model of transformers, timm or torchvision its task head, and what ``from_pretrained`` made
+    because the checkpoint did not hold it; of somebody's own module around such a model, whatever
+    is outside it; of any other model with repeated blocks, the linear maps that follow them. Never
+    an embedding or an output embedding, nor what was frozen by hand in a model that is not.
+
+    Args:
+        model: The model.
+        blocks: Its repeated blocks.
     """
-    prefix = getattr(model, "base_model_prefix", None)
-    if not isinstance(prefix, str) or not hasattr(model, "get_output_embeddings"):
-        return {}
-    base = model._modules.get(prefix)
-    if base is None and not type(model).__name__.endswith("Classification"):
-        return {}
-    backbone = base if base is not None else max(model.children(), key=_size)
-    backbone_parameters = {id(p) for p in backbone.parameters()}
-    embedding = model.get_output_embeddings()  # type: ignore[operator]
-    heads = {}
-    for name, child in model.named_children():
-        own = [p for p in child.parameters() if id(p) not in backbone_parameters]
-        generates = embedding is not None and any(m is embedding for m in child.modules())
-        if own and child is not backbone and not generates:
-            heads[name] = child
-    return heads
+    return dict(_not_frozen(model, _around(model, "", blocks)))
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def left_out(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Module]:
+    """Return the linear maps in no block that may be new: all of a model of no known library.
+
+    In a pretrained model they were pretrained as its blocks were, and stay frozen as their weights
+    do; so do output embeddings anywhere, and what was frozen by hand.
+    """
+    if holds(model, is_backbone):
+        return {}
+    return dict(_not_frozen(model, outside_blocks(model, blocks)))
+
+
+def _not_frozen(model: nn.Module, named: Iterable[Named]) -> Iterator[Named]:
+    """Leave out what was frozen by hand, in a model that is not."""
+    by_hand = any(p.requires_grad for p in model.parameters())
+    for name, module in named:
+        if not by_hand or any(p.requires_grad for p in module.parameters()):
+            yield name, module
+
+
+def warn_of_frozen(names: Iterable[str]) -> None:
+    """Warn, once, of linear maps outside the blocks that stay frozen, if there are any."""
+    names = list(names)
+    if names:
+        shown = ", ".join(repr(n) for n in names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+        warnings.warn(
+            f"outside the repeated blocks these stay frozen: {shown}. Train them in full by "
+            f"modules_to_save=[{names[0]!r}, …], or have them adapted by naming them in "
+            "target_modules; exclude_modules or modules_to_save=[] leaves them frozen silently",
+            stacklevel=5,
+        )
+
+
+def _around(module: nn.Module, name: str, blocks: Container[nn.Module]) -> Iterator[Named]:
+    """What is outside the pretrained models in a module, and their own heads."""
+    prefix = f"{name}." if name else ""
+    if is_backbone(module):
+        heads: Iterable[Named] = heads_of(module, blocks).items()
+        yield from ((prefix + inner, head) for inner, head in heads)
+    elif not holds(module, is_backbone):
+        heads = after_blocks(module, blocks) if holds(module, blocks.__contains__) else ()
+        yield from ((prefix + inner, head) for inner, head in heads)
+    else:
+        bodies = [child for child in module.children() if holds(child, is_backbone)]
+        pretrained = {id(p): p.numel() for child in bodies for p in child.parameters()}
+        for child_name, child in module.named_children():
+            if child in bodies:
+                yield from _around(child, prefix + child_name, blocks)
+            else:
+                yield from _beside(child, prefix + child_name, blocks, pretrained)
+
+
+def _beside(
+    module: nn.Module, name: str, blocks: Container[nn.Module], pretrained: dict[int, int]
+) -> Iterator[Named]:
+    """A module beside a pretrained one: new in full, but for what the two share."""
+    parameters = list(module.parameters())
+    size = sum(p.numel() for p in parameters)
+    if holds(module, blocks.__contains__) and size > _SECOND_BODY * sum(pretrained.values()):
+        yield from _around(module, name, blocks)
+    elif any(id(p) in pretrained for p in parameters):
+        for child_name, child in module.named_children():
+            yield from _beside(child, f"{name}.{child_name}", blocks, pretrained)
+    elif parameters:
+        yield name, module

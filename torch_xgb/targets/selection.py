@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -13,16 +12,14 @@ from torch import nn
 
 from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
-from torch_xgb.targets.heads import select_saved
+from torch_xgb.targets.heads import find_heads, left_out, named_modules, warn_of_frozen
 from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
+from torch_xgb.targets.names import Matches, Names, excluding, matcher
 from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
 from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Selection", "check_rank", "select", "select_layers"]
-
-Names = str | Sequence[str]
-Matches = Callable[[str], bool]
 
 _NEVER_CALLED = nn.MultiheadAttention  # reads out_proj.weight and never calls out_proj
 
@@ -88,21 +85,42 @@ class Selection:
 
 
 def select(model: nn.Module, settings: Settings) -> Selection:
-    """Find what of a model a run is about: see ``select_saved`` and ``select_layers``.
+    """Find what of a model a run is about: see ``find_heads`` and ``select_layers``.
 
     Raises:
         TypeError: If a specification is of the wrong type.
         ValueError: If nothing matches, or a match cannot be a target.
     """
-    heads = select_saved(model, settings.modules_to_save)
+    told, named = settings.modules_to_save, settings.target_modules
+    blocks = {block for _, block in find_blocks(model, is_linear)}
+    found = {n: m for n, m in find_heads(model, blocks).items() if not _is_named(n, m, named)}
+    heads = found if told is None else named_modules(model, told)
     layers = select_layers(
-        model,
-        settings.target_modules,
-        settings.exclude_modules,
-        heads.values(),
-        settings.target_parameters,
+        model, named, settings.exclude_modules, heads.values(), settings.target_parameters
     )
+    if told is None or heads:
+        promised = told is None and named == "all-linear" and blocks
+        others = left_out(model, blocks) if promised else {}
+        trained = {m for head in heads.values() for m in head.modules()}
+        trained |= {m for layer in layers for target in layer.targets for m in target.modules}
+        excluded = excluding(settings.exclude_modules)
+        rest = {**found, **others}
+        warn_of_frozen(n for n, m in rest.items() if not excluded(n) and _rests(m, trained))
     return Selection(model, layers, heads)
+
+
+def _is_named(name: str, module: nn.Module, targets: Names) -> bool:
+    """Tell a head that is to be adapted instead: each of its linear maps is in the list."""
+    if isinstance(targets, str):
+        return False
+    matches = matcher(targets, "target_modules")
+    maps = [n for n, m in module.named_modules(prefix=name) if is_linear(m)]
+    return bool(maps) and all(matches(n) for n in maps)
+
+
+def _rests(module: nn.Module, trained: Container[nn.Module]) -> bool:
+    """Tell a module with a linear map that no training reaches."""
+    return any(m not in trained for m in module.modules() if is_linear(m))
 
 
 def check_rank(r: int, layers: Sequence[Layer]) -> None:
@@ -147,12 +165,8 @@ def select_layers(
             target.
     """
     everything = target_modules == "all-linear"
-    included = (lambda name: True) if everything else _matcher(target_modules, "target_modules")
-    excluded = (
-        _matcher(exclude_modules, "exclude_modules")
-        if exclude_modules is not None
-        else lambda name: False
-    )
+    included = (lambda name: True) if everything else matcher(target_modules, "target_modules")
+    excluded = excluding(exclude_modules)
     kept_out = {id(inner) for module in saved for inner in module.modules()}
     if everything:
         kept_out |= _uncalled(model)
@@ -183,10 +197,10 @@ def _parameters(
     kept_out: AbstractSet[int],
 ) -> list[Target]:
     """Make targets of the bare Parameters that are named."""
-    included = _matcher(names, "target_parameters")
+    included = matcher(names, "target_parameters")
     found = select_parameters(model, included, excluded, targets, kept_out)
     for entry in () if isinstance(names, str) else names:
-        if not matches_any(model, _matcher([entry], "target_parameters")):
+        if not matches_any(model, matcher([entry], "target_parameters")):
             what = f"{entry!r} matches no Parameter; the other entries are used"
             warnings.warn(f"target_parameters: {what}", stacklevel=7)
     return found
@@ -202,22 +216,6 @@ def _owners(blocks: list[tuple[str, nn.Module]]) -> dict[int, str]:
         for module in block.modules():
             owner.setdefault(id(module), name)
     return owner
-
-
-def _matcher(names: Names, argument: str) -> Matches:
-    if isinstance(names, str):
-        try:
-            pattern = re.compile(names)
-        except re.error as error:
-            raise ValueError(
-                f"{argument} is not a regular expression: {names!r} ({error})"
-            ) from error
-        return lambda name: pattern.fullmatch(name) is not None
-    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
-        every = " ('all-linear' is every linear map)" if argument == "target_modules" else ""
-        raise TypeError(f"{argument} must be a string or a list of strings{every}, got {names!r}")
-    listed = tuple(names)
-    return lambda name: any(name == entry or name.endswith(f".{entry}") for entry in listed)
 
 
 def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) -> list[Target]:
@@ -280,7 +278,7 @@ def _explain_unmatched(
         return
     all_names = [name for name, _ in model.named_modules()]
     for entry in names:
-        matches = _matcher([entry], "target_modules")
+        matches = matcher([entry], "target_modules")
         if any(matches(name) for name in candidates):
             continue
         found = next((name for name in all_names if matches(name)), None)

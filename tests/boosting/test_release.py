@@ -4,12 +4,14 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from interrupts import At, Interrupt
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer, release
 from training import train
@@ -80,6 +82,20 @@ def test_a_model_without_its_optimizer_is_released(way: str, settings: str) -> N
     assert torch.allclose(model(x), output, rtol=1e-9, atol=1e-12)
     assert anatomy(model) == before and list(model.state_dict()) == keys
     assert release(model) is model
+
+
+@pytest.mark.parametrize("line", range(50, 10_000, 397))
+def test_a_release_that_is_interrupted_is_done_by_the_next(line: int) -> None:
+    model = stack()
+    before = anatomy(model)
+    interrupted(model, bias="targets", modules_to_save=["head"])
+    x = batches(1)[0][0]
+    output = model(x)
+    with At(line), suppress(Interrupt):
+        release(model)
+    release(model)
+    assert torch.allclose(model(x), output, rtol=1e-9, atol=1e-12)
+    assert anatomy(model) == before
 
 
 @pytest.mark.parametrize("way", WAYS)

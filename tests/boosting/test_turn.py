@@ -1,9 +1,7 @@
 """Whatever ends a merge, the model computes what it did, and going on is exact."""
 
 import copy
-import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
+from interrupts import At, Interrupt
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.weights.addition import Addition
 
-LIBRARY = str(Path(sys.modules["torch_xgb"].__file__ or "").parent)
 KAPPA = 3
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -30,36 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "carry, ranks": {"r": [2, 1], "shrinkage": 0.5, "carry": 0.9, "init": "gradient"},
 }
 LOW = ("residual", "stochastic")
-
-
-class Interrupt(BaseException):
-    """Ctrl-C, at a line of our choosing."""
-
-
-class At:
-    """Raises at the n-th line of the library's code that is run inside."""
-
-    def __init__(self, line: int, error: type[BaseException] = Interrupt) -> None:
-        self.left, self.error, self.fired = line, error, False
-
-    def __enter__(self) -> "At":
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(LIBRARY) else None
-
-    def _line(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line":
-            self.left -= 1
-            if self.left < 0 and not self.fired:
-                self.fired = True
-                sys.settrace(None)
-                raise self.error
-        return self._line
 
 
 def build(setting: str, **more: Any) -> tuple[nn.Module, BoostedLowRankOptimizer]:

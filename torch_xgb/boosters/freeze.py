@@ -98,15 +98,15 @@ class Freeze:
         self._set_apart = True
 
     def detach(self) -> None:
-        """Give ``requires_grad`` back."""
-        if self._handle is not None:
-            self._handle.remove()
+        """Give ``requires_grad`` back; whoever is interrupted may do it again."""
         for place in self._places:
             for parameter in _present(place.module, place.name):
                 if parameter.is_floating_point() or parameter.is_complex():  # quantised since
                     parameter.requires_grad_(place.required)
         for encoder in self._nesting:
             encoder.use_nested_tensor = True
+        if self._handle is not None:
+            self._handle.remove()
         self._places, self._frozen, self._theirs, self._nesting = [], [], [], []
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.freeze import Freeze
@@ -18,10 +19,15 @@ from torch_xgb.boosters.slots import Slots
 from torch_xgb.saving.fold import FoldIn, fold
 from torch_xgb.targets.compiled import uncompiled
 from torch_xgb.weights.own import require_own
+from torch_xgb.weights.places import Place
 
 __all__ = ["release", "vacate"]
 
 _OURS = __name__.partition(".")[0]
+# What weights become, until it is in them and the pair is out of the forward pass.
+_FOLDED: weakref.WeakKeyDictionary[Adapter, list[tuple[Place, Tensor]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def release(model: nn.Module) -> nn.Module:
@@ -80,8 +86,9 @@ def vacate(model: nn.Module) -> None:
         if isinstance(hook, Readers):
             hook.rest()
     _merge(list(adapters.values()), model)
-    for _, remove in hooks:
-        remove()
+    for hook, remove in hooks:
+        if not isinstance(hook, Freeze):  # by which the rest is found, if this is interrupted
+            remove()
     for module in model.modules():
         for name in [n for n, child in module._modules.items() if isinstance(child, Slots)]:
             del module._modules[name]
@@ -89,6 +96,8 @@ def vacate(model: nn.Module) -> None:
             forward.remove()
     for freeze in freezes:
         freeze.detach()
+    for _, remove in hooks:
+        remove()
     claimed().pop(model, None)
 
 
@@ -127,11 +136,13 @@ def _merge(adapters: list[Adapter], model: nn.Module) -> None:
     pending = [adapter for adapter in adapters if adapter.pending]
     require_own([weight for adapter in pending for weight in adapter.weights], model)
     for adapter in pending:
-        folded = [(weight.place, fold(adapter, weight)) for weight in adapter.weights]
-        for place, values in folded:
+        if adapter not in _FOLDED:  # else somebody was interrupted below, and begins again
+            _FOLDED[adapter] = [(weight.place, fold(adapter, weight)) for weight in adapter.weights]
+        for place, values in _FOLDED[adapter]:
             place.local.copy_(values)
             place.changed()
         adapter.give_back()
+        del _FOLDED[adapter]
 
 
 def _hooks(model: nn.Module) -> Iterator[tuple[Any, Callable[[], None]]]:
@@ -159,10 +170,10 @@ def _module_of(hook: Any) -> str | None:  # noqa: ANN401
 def _remover(module: nn.Module, kind: MutableMapping[int, Any], key: int) -> Callable[[], None]:
     def remove() -> None:
         for place in (
-            kind,
             module._forward_hooks_with_kwargs,
             module._forward_pre_hooks_with_kwargs,
             module._forward_hooks_always_called,
+            kind,  # last: by it the hook is found
         ):
             place.pop(key, None)
 

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -215,35 +215,41 @@ def _rounds() -> bool:
 
 @contextmanager
 def _unrounded() -> Iterator[None]:
-    _Unrounded.enter()
+    who = object()
     try:
+        _Unrounded.enter(who)
         yield
     finally:
-        _Unrounded.leave()
+        _Unrounded.leave(who)
 
 
 class _Unrounded:
-    """The flag of the whole process, taken by the first thread that asks, left by the last."""
+    """The flag of the whole process, taken by the first thread that asks, left by the last.
+
+    An interrupt at any of its lines leaves the flag to whoever comes next, and what it was known.
+    """
 
     lock = threading.Lock()
-    inside = 0
-    before = "none"
+    inside: ClassVar[set[object]] = set()
+    before: str | None = None  # what it was, while it is taken
 
     @classmethod
-    def enter(cls) -> None:
+    def enter(cls, who: object) -> None:
         products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
         with cls.lock:
-            if cls.inside == 0:
+            if cls.before is None:
                 cls.before = products.fp32_precision
-                products.fp32_precision = "ieee"
-            cls.inside += 1
+            cls.inside.add(who)
+            products.fp32_precision = "ieee"
 
     @classmethod
-    def leave(cls) -> None:
+    def leave(cls, who: object) -> None:
         products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
         with cls.lock:
-            cls.inside -= 1
-            if cls.inside == 0:
-                products.fp32_precision = "none"  # so that what was inherited still is
-                if products.fp32_precision != cls.before:
-                    products.fp32_precision = cls.before
+            cls.inside.discard(who)
+            if cls.inside or cls.before is None:
+                return
+            products.fp32_precision = "none"  # so that what was inherited still is
+            if products.fp32_precision != cls.before:
+                products.fp32_precision = cls.before
+            cls.before = None

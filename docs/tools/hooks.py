@@ -21,9 +21,13 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from docs.tools import links, messages, snippets, tutorials  # noqa: E402
+from docs.tools import commands, links, messages, snippets, tutorials  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks")
+_LISTS = {
+    "<!-- every command -->": commands.listed,
+    "<!-- every message -->": messages.listed,
+}
 _COUNTED = {"pages": 0, "links": 0, "snippets": 0}
 
 
@@ -65,7 +69,10 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     for problem in snippets.problems(markdown):
         log.warning("%s: %s", page.file.src_uri, problem)
     _COUNTED["snippets"] += len(snippets.blocks(markdown))
-    return markdown.replace("<!-- every message -->", messages.listed())
+    for marker, listed in _LISTS.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, listed())
+    return markdown
 
 
 def on_post_page(output: str, page: Page, **kwargs: Any) -> str:

@@ -84,7 +84,7 @@ class BoostedLowRankOptimizer(Front):
         target_parameters: Bare Parameters to be adapted too, by PEFT's word: a list of names or
             name suffixes, e.g. ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``, or a
             regular expression. One of three dimensions is a stack of E matrices, as mixtures of
-            experts keep them, and gets E pairs. See docs/how-to/experts.md for what it costs.
+            experts keep them, and gets E pairs. See docs/how-to/moe.md for what it costs.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.

@@ -119,8 +119,6 @@ class Settings:
                 "that a module reads neither the input is seen, which could be dropped, nor the "
                 f"output, got adapter={self.adapter!r}, lora_dropout={self.lora_dropout!r}"
             )
-        if self.target_parameters and self.record:
-            raise ValueError("record= keeps no stacks of matrices yet: pass record=None")
         if self.carry is None:
             return
         if self.record:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mixtures import EXPERTS, boost, loss_of, mixture, sentences
+from mixtures import EXPERTS, Mixed, boost, loss_of, mixture, sentences
 from torch_xgb import BoostedLowRankOptimizer, release
 
 
@@ -138,31 +138,6 @@ def test_computed_again_in_backward() -> None:
     with pytest.raises(TypeError):
         experts(None)
     assert "down_proj" not in vars(experts)
-
-
-class Mixed(nn.Module):
-    """Blocks of attention that reads bare matrices, and of a matrix of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(self.Block() for _ in range(2))
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.up = nn.Linear(8, 8)
-            self.weight = nn.Parameter(torch.randn(8, 8) / 4)
-            self.bias = nn.Parameter(torch.randn(1, 6, 8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x + self.attention(x, x, x, need_weights=False)[0] + self.bias
-            return x + self.up(torch.tanh(x @ self.weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 def pull(model: nn.Module, optimizer: BoostedLowRankOptimizer, steps: int, call: Any = None) -> Any:

@@ -63,6 +63,31 @@ def mixture(
     return model.to(dtype).train()
 
 
+class Mixed(nn.Module):
+    """Blocks of attention that reads bare matrices, and of a matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(2))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.up = nn.Linear(8, 8)
+            self.weight = nn.Parameter(torch.randn(8, 8) / 4)
+            self.bias = nn.Parameter(torch.randn(1, 6, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0] + self.bias
+            return x + self.up(torch.tanh(x @ self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
 def sentences(count: int) -> list[Tensor]:
     """Token ids of shape (2, 6)."""
     generator = torch.Generator().manual_seed(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.forms import form
@@ -18,6 +19,7 @@ from torch_xgb.schedule.course import Course
 from torch_xgb.settings import Settings
 from torch_xgb.targets.layers import Layer
 from torch_xgb.weights.merge import carries_over
+from torch_xgb.weights.weight import Weight
 
 __all__ = ["Steps", "boosted", "full", "lora"]
 
@@ -168,7 +170,8 @@ def lora(step: Steps, r: int, dtype: torch.dtype | None) -> Need:
                 ]
                 pairs += pair
                 for module in target.modules:
-                    hooks.callback(module.register_forward_hook(_plain_lora(*pair)).remove)
+                    for handle in _plain_lora(module, target.weight, *pair):
+                        hooks.callback(handle.remove)
         whole, _ = step.linear()
         held = 4 * byte_count(pairs)
     return Need(
@@ -185,12 +188,30 @@ def lora(step: Steps, r: int, dtype: torch.dtype | None) -> Need:
     )
 
 
-def _plain_lora(A: Tensor, B: Tensor) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+def _plain_lora(
+    module: nn.Module, weight: Weight, A: Tensor, B: Tensor
+) -> Iterator[RemovableHandle]:
+    """Add a pair to a module's output, or to the bare Parameter that it reads, as PEFT does."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         h = nn.functional.linear(args[0].to(A.dtype), A)
         return (y + nn.functional.linear(h, B) * 2.0).to(y.dtype)
 
-    return hook
+    def lay_over(module: nn.Module, args: object) -> None:
+        W = weight.parameter
+        L, R = (A.mT, B.mT) if weight.transposed else (B, A)
+        L, R = L.to(W.dtype), R.to(W.dtype)
+        read = torch.baddbmm(W, L, R, alpha=2.0) if W.ndim == 3 else torch.addmm(W, L, R, alpha=2.0)
+        module.__dict__[weight.attribute] = read
+
+    def lift(module: nn.Module, *_: object) -> None:
+        module.__dict__.pop(weight.attribute, None)
+
+    if weight.bare:
+        yield module.register_forward_pre_hook(lay_over)
+        yield module.register_forward_hook(lift, always_call=True)
+    else:
+        yield module.register_forward_hook(add)
 
 
 def full(step: Steps) -> Need:

@@ -54,7 +54,8 @@ def plan(
             of text: then batch and length are theirs.
         **settings: Any further arguments of ``BoostedLowRankOptimizer``. Those count that memory or
             FLOPs depend on: r, adapter, bias, carry, checkpointing, lora_dropout, merge_precision,
-            residual_device, target_modules and exclude_modules; modules trained in full do not.
+            residual_device, target_modules, exclude_modules and target_parameters; modules trained
+            in full do not.
 
     Raises:
         ImportError: If transformers is needed and missing.

@@ -17,8 +17,8 @@ def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     """Return the best product of a rank in the Frobenius norm, with all singular values.
 
     Args:
-        left: Shape ``(out, R)``.
-        right: Shape ``(R, in)``.
+        left: Shape ``(out, R)``, or ``(E, out, R)`` for a product each of a stack.
+        right: Shape ``(R, in)``, or ``(E, R, in)``.
         rank: k; more than the product can have means all of it.
 
     Returns:
@@ -29,17 +29,22 @@ def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
         Eckart and Young (1936): the truncated SVD is optimal; its error is the norm of the rest.
     """
     Q1, T1 = torch.linalg.qr(left)
-    Q2, T2 = torch.linalg.qr(right.T)
-    U, sigma, Vh = torch.linalg.svd(T1 @ T2.T, full_matrices=False)
-    root = sigma[:rank].sqrt()
-    return Q1 @ (U[:, :rank] * root), (root[:, None] * Vh[:rank]) @ Q2.T, sigma
+    Q2, T2 = torch.linalg.qr(right.mT)
+    U, sigma, Vh = torch.linalg.svd(T1 @ T2.mT, full_matrices=False)
+    root = sigma[..., :rank].sqrt()
+    L = Q1 @ (U[..., :rank] * root.unsqueeze(-2))
+    return L, (root.unsqueeze(-1) * Vh[..., :rank, :]) @ Q2.mT, sigma
 
 
 def spectra(left: Tensor, right: Tensor, widths: list[int]) -> list[Tensor]:
-    """Return the singular values of left[:, :w] · right[:w] for each w, largest first."""
+    """Return the singular values of left[:, :w] · right[:w] for each w, largest first.
+
+    Of a stack those of all its members together, as one matrix of them along a diagonal has them.
+    """
     _, T1 = torch.linalg.qr(left)
-    _, T2 = torch.linalg.qr(right.T)
-    return [torch.linalg.svdvals(T1[:, :w] @ T2[:, :w].T) for w in widths]
+    _, T2 = torch.linalg.qr(right.mT)
+    found = [torch.linalg.svdvals(T1[..., :w] @ T2[..., :w].mT) for w in widths]
+    return [sigma.flatten().sort(descending=True).values for sigma in found]
 
 
 def effective_rank(sigma: Tensor) -> float:

@@ -84,15 +84,15 @@ class Archive:
 
     def delta(self, name: str, last: int) -> tuple[Tensor, Tensor]:
         """Return a weight's update by boosters 0 to ``last``: factors side by side, in float64."""
-        rows, columns = self.header.weights[name].shape
-        lefts = [torch.zeros(rows, 0, dtype=torch.float64, device="cpu")]
-        rights = [torch.zeros(0, columns, dtype=torch.float64, device="cpu")]
+        *stack, rows, columns = self.header.weights[name].shape
+        lefts = [torch.zeros(*stack, rows, 0, dtype=torch.float64, device="cpu")]
+        rights = [torch.zeros(*stack, 0, columns, dtype=torch.float64, device="cpu")]
         for t, scale in self._scales_of(name).items():
             if t <= last:
                 left, right, _ = self.sections.update(t, name, scale)
                 lefts.append(left.double() * scale)
                 rights.append(right.double())
-        return torch.cat(lefts, 1), torch.cat(rights)
+        return torch.cat(lefts, -1), torch.cat(rights, -2)
 
     @property
     def has_originals(self) -> bool:

@@ -202,7 +202,8 @@ class Chain:
             to: The last booster to count, by default the last there is.
 
         Returns:
-            left (out, R) with the scales folded in, and right (R, in), in float64.
+            left (out, R) with the scales folded in, and right (R, in), in float64; of a stack of
+            experts left (E, out, R) and right (E, R, in).
 
         Raises:
             ValueError: If the name is not of a weight the ledger follows.

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from torch_xgb.checks import positive_integer
-from torch_xgb.formulas.lowrank import frobenius_norms
-from torch_xgb.formulas.spectrum import compress
 from torch_xgb.ledger.files import exists, replacing_all, require_file, writing
 from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.ledger.kept import Kept
 from torch_xgb.ledger.records import snapshot
 from torch_xgb.ledger.tensorfile import import_safetensors, write_tensors
+from torch_xgb.ledger.wrapped import Wrapped, side_by_side
 from torch_xgb.targets.compiled import plain_name
 
 __all__ = ["ExportReport", "write_adapter"]
@@ -49,20 +49,6 @@ class ExportReport:
     parameters: int
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """What an adapter holds of one weight; ``lost`` and ``norm`` are Frobenius norms of ΔW."""
-
-    B: Tensor
-    A: Tensor
-    lost: float
-    norm: float
-
-    @property
-    def rank(self) -> int:
-        return len(self.A)
-
-
 def write_adapter(
     folder: Path,
     header: ChainHeader,
@@ -87,17 +73,18 @@ def write_adapter(
     if rank is not None:
         positive_integer("rank", rank, "a positive integer or None")
     import_safetensors()
-    names = [name for name, facts in header.weights.items() if _is_weight(name)]
-    pairs = {name: _pair(*delta(name), rank) for name in names}
+    names = [name for name in header.weights if not _is_bias(name, header)]
+    pairs = {name: Kept.of(*delta(name), rank) for name in names}
     pairs = {name: pair for name, pair in pairs.items() if pair.rank}
     if not pairs:
         raise ValueError("there is no update to export: the chain holds no merged booster")
     biases = _biases(header, delta)
-    modules = {m: pair for name, pair in pairs.items() for m in header.weights[name].modules}
+    wrapped = Wrapped({plain_name(name): header.weights[name] for name in pairs})
+    modules = {m: pair for name, pair in pairs.items() for m in _holders(name, header)}
     _check_biases(biases, modules)
     saved_modules = _saved_modules(header, modules)
-    tensors = _tensors(modules, biases, saved)
-    config = _config(header, modules, bool(biases), saved_modules)
+    tensors = _tensors(modules, wrapped, biases, saved)
+    config = _config(header, modules, wrapped, bool(biases), saved_modules)
     report = ExportReport(
         folder,
         {name: pair.rank for name, pair in pairs.items()},
@@ -152,28 +139,23 @@ def _is_ours(readme: Path) -> bool:
     return False
 
 
-def _pair(left: Tensor, right: Tensor, rank: int | None) -> _Pair:
-    """Return an update's factors, of less rank where that is asked for or loses nothing."""
-    most = min(len(left), right.shape[1])
-    wanted = most if rank is None else min(rank, most)
-    norm = float(frobenius_norms([(left, right, 1.0)]))
-    if len(right) <= wanted:
-        return _Pair(left, right, 0.0, norm)
-    left, right, sigma = compress(left, right, wanted)
-    return _Pair(left, right, float(sigma[wanted:].norm()), norm)
+def _holders(name: str, header: ChainHeader) -> tuple[str, ...]:
+    """Return what an adapter names a weight's factors by: the linear maps, or a bare Parameter."""
+    facts = header.weights[name]
+    return (plain_name(name),) if facts.bare else facts.modules
 
 
 def _biases(header: ChainHeader, delta: Delta) -> dict[str, Tensor]:
     """Return the updates of biases by the names of their modules; none if none has one."""
     found = {}
     for name in header.weights:
-        if not _is_weight(name):
+        if _is_bias(name, header):
             left, right = delta(name)
             found[plain_name(name.rpartition(".")[0])] = (left @ right).squeeze(1)
     return found if any(bool(update.any()) for update in found.values()) else {}
 
 
-def _check_biases(biases: Mapping[str, Tensor], modules: Mapping[str, _Pair]) -> None:
+def _check_biases(biases: Mapping[str, Tensor], modules: Mapping[str, Kept]) -> None:
     if not biases:
         return
     without = [name for name in modules if name not in biases]
@@ -186,7 +168,7 @@ def _check_biases(biases: Mapping[str, Tensor], modules: Mapping[str, _Pair]) ->
         )
 
 
-def _saved_modules(header: ChainHeader, modules: Mapping[str, _Pair]) -> list[str]:
+def _saved_modules(header: ChainHeader, modules: Mapping[str, Kept]) -> list[str]:
     """Return the outermost of the modules trained in full; PEFT finds them by the ends of names.
 
     Raises:
@@ -206,25 +188,35 @@ def _saved_modules(header: ChainHeader, modules: Mapping[str, _Pair]) -> list[st
 
 
 def _tensors(
-    modules: Mapping[str, _Pair], biases: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+    modules: Mapping[str, Kept],
+    wrapped: Wrapped,
+    biases: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     tensors = {}
     for name, pair in modules.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = snapshot(pair.A.float())
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = snapshot(pair.B.float())
+        place = _PREFIX + wrapped.place(name)
+        A, B = side_by_side(pair.A, pair.B)
+        tensors[f"{place}.lora_A.weight"] = snapshot(A.float())
+        tensors[f"{place}.lora_B.weight"] = snapshot(B.float())
         if biases:
-            tensors[f"{_PREFIX}{name}.lora_B.bias"] = snapshot(biases[name].float())
+            tensors[f"{place}.lora_B.bias"] = snapshot(biases[name].float())
     return tensors | {_PREFIX + plain_name(name): snapshot(value) for name, value in saved.items()}
 
 
 def _config(
-    header: ChainHeader, modules: Mapping[str, _Pair], biased: bool, saved: Sequence[str]
+    header: ChainHeader,
+    modules: Mapping[str, Kept],
+    wrapped: Wrapped,
+    biased: bool,
+    saved: Sequence[str],
 ) -> dict[str, Any]:
     """Return adapter_config.json, with a scaling lora_alpha / r of 1 for every module."""
     ((r, _),) = Counter(pair.rank for pair in modules.values()).most_common(1)
     # PEFT prepends (.*\.)? to a pattern; the anchor keeps it from matching inner modules.
     pattern = {f"^{re.escape(n)}": pair.rank for n, pair in modules.items() if pair.rank != r}
-    transposed = any(facts.transposed for facts in header.weights.values())
+    transposed = any(f.transposed and not f.bare for f in header.weights.values())
+    linear = [name for name in modules if name not in wrapped.parameters]
     parent, _, kind = (header.model_class or "").partition(":")
     mapping = {"base_model_class": kind, "parent_library": parent}
     return {
@@ -238,7 +230,8 @@ def _config(
         "lora_alpha": r,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": _target_modules(header, modules),
+        "target_modules": _target_modules(header, linear),
+        **({"target_parameters": wrapped.parameters} if wrapped.parameters else {}),
         "modules_to_save": list(saved) or None,
         "fan_in_fan_out": transposed,
         "bias": "none",
@@ -250,9 +243,10 @@ def _config(
     }
 
 
-def _target_modules(header: ChainHeader, modules: Mapping[str, _Pair]) -> list[str] | str:
+def _target_modules(header: ChainHeader, modules: Sequence[str]) -> list[str] | str:
     """Return whole names, or an expression for them where PEFT would take one for another's end."""
-    others = {m for facts in header.weights.values() for m in facts.modules} - modules.keys()
+    weights = [facts for facts in header.weights.values() if not facts.bare]
+    others = {m for facts in weights for m in facts.modules} - set(modules)
     if any(other.endswith(f".{name}") for other in others for name in modules):
         return "|".join(f"({re.escape(name)})" for name in modules)
     return list(modules)
@@ -293,8 +287,8 @@ def _card(header: ChainHeader, report: ExportReport, rank: int | None, boosters:
     return "\n".join(lines)
 
 
-def _is_weight(name: str) -> bool:
-    return name.rpartition(".")[2] == "weight"
+def _is_bias(name: str, header: ChainHeader) -> bool:
+    return name.rpartition(".")[2] == "bias" and not header.weights[name].bare
 
 
 def _share(parts: Sequence[float], wholes: Sequence[float]) -> float:

@@ -43,16 +43,24 @@ class WeightFacts:
     """A weight that boosters are merged into.
 
     Attributes:
-        shape: (out, in); of a bias (out, 1).
+        shape: (out, in); of a bias (out, 1), of a stack (E, out, in).
         dtype: E.g. "bfloat16".
         transposed: Whether it is stored (in, out).
         modules: Names of the modules that hold it: several where it is tied.
+        bare: Whether it is a Parameter of no linear map.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: str
     transposed: bool
     modules: tuple[str, ...]
+    bare: bool = False
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape as stored; a bias is stored without the 1."""
+        *stack, rows, columns = self.shape
+        return (*stack, columns, rows) if self.transposed else self.shape
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,7 @@ class ChainHeader:
             if tuple(stored.shape) != self.saved[name]:
                 raise ValueError(f"{name!r} has the shape {tuple(stored.shape)}")
             return
-        rows, columns = facts.shape
-        shape = (columns, rows) if facts.transposed else (rows, columns)
+        shape = facts.stored
         of_bias = shape[1] == 1 and tuple(stored.shape) == shape[:1]
         dtype = str(stored.dtype).removeprefix("torch.")
         if (tuple(stored.shape) != shape and not of_bias) or dtype != facts.dtype:
@@ -204,10 +211,9 @@ def originals(model: nn.Module, header: ChainHeader) -> dict[str, Tensor]:
 
 
 def _facts(weight: Weight, names: Mapping[int, str]) -> WeightFacts:
-    rows, columns = weight.shape
     dtype = str(weight.parameter.dtype).removeprefix("torch.")
     holders = tuple(plain_name(names[id(module)]) for module in weight.modules)
-    return WeightFacts((rows, columns), dtype, weight.transposed, holders)
+    return WeightFacts(weight.shape, dtype, weight.transposed, holders, weight.bare)
 
 
 def _any(value: object) -> object:
@@ -231,11 +237,13 @@ def _shape(value: object) -> tuple[int, ...]:
 def _weight(value: object) -> WeightFacts:
     facts = mapping(value)
     shape = entry(facts, "shape", _shape)
-    if len(shape) != 2:
+    bare = "bare" in facts and entry(facts, "bare", flag)
+    if len(shape) != 2 and not (bare and len(shape) == 3):
         raise ValueError(f"a weight's shape has two numbers, not {list(shape)}")
     return WeightFacts(
-        (shape[0], shape[1]),
+        shape,
         entry(facts, "dtype", text),
         entry(facts, "transposed", flag),
         tuple(entry(facts, "modules", list_of(text))),
+        bare,
     )

@@ -27,7 +27,8 @@ class BoosterRecord:
         steps: Optimizer steps it was trained for.
         rank: r.
         update_norm: ‖ΔW‖_F per target.
-        updates: Per weight or bias: left (out, r), right (r, in) and the scale of their product.
+        updates: Per weight or bias: left (out, r), right (r, in) and the scale of their product; of
+            a stack, left (E, out, r) and right (E, r, in).
         saved: Every Parameter trained in full, as of after this booster.
     """
 
@@ -117,11 +118,12 @@ def read_update(
     if name not in header.weights:
         raise ValueError(f"it updates {name!r}, which is no weight of the ledger")
     left, right = (entry(tensors, f"{side}/{name}", _tensor) for side in ("left", "right"))
-    rows, columns = header.weights[name].shape
-    fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] <= max(rows, 1)
-    if not fits or len(left) != rows or right.shape[1] != columns:
+    *stack, rows, columns = header.weights[name].shape
+    r = left.shape[-1] if left.ndim else 0
+    fits = tuple(left.shape) == (*stack, rows, r) and tuple(right.shape) == (*stack, r, columns)
+    if not fits or r > max(rows, 1):
         raise ValueError(
-            f"the update of {name!r}, of shape {(rows, columns)}, has factors of shapes "
+            f"the update of {name!r}, of shape {header.weights[name].shape}, has factors of shapes "
             f"{tuple(left.shape)} and {tuple(right.shape)}"
         )
     for factor in (left, right):

@@ -30,14 +30,13 @@ def find(model: nn.Module, header: ChainHeader) -> Found:
     for name, facts in header.weights.items():
         parameter = _parameter(modules, name)
         holder, _, attribute = name.rpartition(".")
-        rows, columns = facts.shape
-        matrix = (columns, rows) if facts.transposed else (rows, columns)
-        stored = (rows,) if attribute == "bias" else matrix
+        of_bias = attribute == "bias" and not facts.bare
+        stored = facts.shape[:1] if of_bias else facts.stored
         if problem := _problem(name, parameter, (stored, facts.dtype)):
             problems.append(problem)
             continue
         module = modules[plain_name(holder)]
-        weights[name] = Weight(name, (module,), attribute, facts.transposed)
+        weights[name] = Weight(name, (module,), attribute, facts.transposed, facts.bare)
     for name, shape in header.saved.items():
         parameter = _parameter(modules, name)
         if problem := _problem(name, parameter, (shape, None)):

@@ -157,6 +157,23 @@ def sequential_blocks() -> nn.Sequential:
     )
 
 
+class Numbered(nn.Module):
+    """Blocks as numbered attributes, in a dict, and in a list inside a row of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block_0, self.block_1 = Step(), Step()
+        self.named = nn.ModuleDict({f"layer{i}": Step() for i in range(2)})
+        self.row = nn.Sequential(nn.ModuleDict({"inner": nn.ModuleList([Step()])}), Step(), Step())
+        self.exit = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(self.block_0(x))
+        for block in (*self.named.values(), *self.row[0]["inner"], *self.row[1:]):
+            x = block(x)
+        return self.exit(x)
+
+
 STEP = ["first", "second"]
 HANDMADE: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "module-list": (
@@ -175,6 +192,15 @@ HANDMADE: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "module-list-of-linears": (
         lambda: Handmade([nn.Linear(4, 4) for _ in range(3)]),
         {n: n for n in ["entrance", *numbered("corridor"), "exit"]},
+    ),
+    "numbered": (
+        Numbered,
+        {
+            f"{b}.{t}": b
+            for b in ["block_0", "block_1", "named.layer0", "named.layer1", "row.0.inner.0"]
+            + ["row.1", "row.2"]
+            for t in STEP
+        },
     ),
     "no-blocks": (Attributes, {name: name for name in "abc"}),
     "mlp": (

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -278,6 +279,69 @@ def test_a_subclass_with_a_forward_of_its_own_is_no_target() -> None:
 
     model = nn.Sequential(nn.Linear(3, 4), Scaled(4, 4))
     assert set(boosted(model).targets) == {"0"}
+
+
+class Turned(nn.Linear):
+    """x W^T + b, written otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Kept(nn.Module):
+    """Somebody's own map, which keeps its weight (in, out) and its sizes under other names."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.weight = nn.Parameter(torch.randn(rows, columns) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == self.rows
+        return torch.einsum("...i,io->...o", x, self.weight).view(*x.shape[:-1], self.columns)
+
+
+class Dropped(nn.Linear):
+    """A linear map in evaluation alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_a_linear_map_is_known_by_what_it_computes() -> None:
+    layers = [Turned(4, 4), Kept(4, 6), nn.Tanh(), Dropped(6, 6), Turned(6, 3)]
+    model = nn.Sequential(*layers).double()
+    optimizer = boosted(model.eval(), kappa=3, layers_per_booster=None)
+    assert set(optimizer.targets) == {"0", "1", "4"}
+    x, before = torch.randn(8, 4, dtype=torch.float64), model[1].weight.detach().clone()
+    for _ in range(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    A, B = optimizer.active_factors["1"]
+    wanted, product = model(x).detach(), (B @ A).detach()
+    optimizer.merge()
+    torch.testing.assert_close(model(x), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model[1].weight.detach(), before + product.T)
+    assert product.abs().max() > 0
+
+
+def test_falcon_is_adapted_as_peft_adapts_it() -> None:
+    config = hf.FalconConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    theirs = get_peft_model(
+        hf.FalconForCausalLM(config), LoraConfig(target_modules="all-linear")
+    ).base_model.targeted_module_names
+    model = hf.FalconForCausalLM(config)
+    optimizer = boosted(model, kappa=2)
+    assert set(optimizer.targets) == set(theirs) != set()
+    ids = torch.arange(3, 15).reshape(2, 6)
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert optimizer.booster_index == 1
 
 
 def test_a_lazy_linear_is_no_target() -> None:

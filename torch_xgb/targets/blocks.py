@@ -1,7 +1,8 @@
 """The repeated blocks of a model: what the papers call its layers.
 
 Found by structure alone. A stack is an ``nn.ModuleList`` or ``nn.Sequential`` whose elements repeat
-a class and hold linear maps; its elements are blocks. Where an element is itself little more than
+a class and hold linear maps, or an ``nn.ModuleDict`` or any module whose numbered children do
+(``block_0``, ``block_1``); its elements are blocks. Where an element is itself little more than
 another stack (the stages of a Swin, a group of shared layers in ALBERT, the encoder in a list of
 encoders), the inner elements are the blocks; where much of it lies outside inner stacks (a
 mixture-of-experts block), it is one block.
@@ -9,6 +10,7 @@ mixture-of-experts block), it is one block.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -44,34 +46,42 @@ def find_blocks(model: nn.Module, is_linear: Predicate) -> list[tuple[str, nn.Mo
 
 def _walk(module: nn.Module, name: str, is_linear: Predicate) -> Iterator[tuple[str, nn.Module]]:
     elements = _stack(module, is_linear)
-    if not elements:
-        for child_name, child in module.named_children():
-            yield from _walk(child, _join(name, child_name), is_linear)
-        return
-    inner = [list(_walk(element, _join(name, key), is_linear)) for key, element in elements]
-    if all(
-        _is_stage(element, blocks, is_linear)
-        for (_, element), blocks in zip(elements, inner, strict=True)
-    ):
-        for blocks in inner:
-            yield from blocks
-    else:
-        yield from ((_join(name, key), element) for key, element in elements)
+    inner = {
+        key: list(_walk(child, _join(name, key), is_linear))
+        for key, child in module.named_children()
+    }
+    staged = all(_is_stage(m, inner[key], is_linear) for key, m in elements.items())
+    for key in inner:
+        if key in elements and not staged:
+            yield _join(name, key), elements[key]
+        else:
+            yield from inner[key]
 
 
-def _stack(module: nn.Module, is_linear: Predicate) -> list[tuple[str, nn.Module]]:
-    """Return the elements of a stack, or nothing when the module is none."""
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
-        return []
-    elements = [
-        (k, m) for k, m in module.named_children() if not is_linear(m) and _count(m, is_linear)
-    ]
-    counts = Counter(type(element) for _, element in elements)
+def _stack(module: nn.Module, is_linear: Predicate) -> dict[str, nn.Module]:
+    """Return the elements of a stack by their names in it, or nothing when the module is none."""
+    elements = {
+        k: m for k, m in module.named_children() if not is_linear(m) and _count(m, is_linear)
+    }
     if isinstance(module, nn.ModuleList):
         # A hybrid stack mixes classes; a list of one is a model of one layer, or one shared by all.
+        counts = Counter(type(element) for element in elements.values())
         repeats = len(elements) == 1 or any(count > 1 for count in counts.values())
-        return elements if repeats else []
-    return [(key, element) for key, element in elements if counts[type(element)] > 1]
+        return elements if repeats else {}
+    row = isinstance(module, nn.Sequential)
+    series = {key: "" if row else _series(key, element) for key, element in elements.items()}
+    of_a_kind: Counter[tuple[type, str | None]] = Counter(
+        (type(elements[k]), s) for k, s in series.items() if s is not None
+    )
+    return {k: m for k, m in elements.items() if of_a_kind[type(m), series[k]] > 1}
+
+
+def _series(name: str, element: nn.Module) -> str | None:
+    """Return what a numbered name is before its number: the blocks of a series share it."""
+    if isinstance(element, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return None  # a few maps in a row, or a stage with blocks inside
+    numbered = re.fullmatch(r"(.*?)\d+", name)
+    return None if numbered is None else numbered[1]
 
 
 def _is_stage(

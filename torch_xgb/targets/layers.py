@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from torch import nn
 
+from torch_xgb.targets.probe import Stored, stored
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Layer", "Target", "is_conv1d", "is_linear"]
+__all__ = ["Layer", "Target", "is_linear", "is_transposed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +54,16 @@ class Layer:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell a linear map with a plain weight: ``nn.Linear`` or transformers' ``Conv1D``."""
+    """Tell a linear map with a plain weight, by its class or by what it computes."""
+    return is_plain_linear(module) or is_transposed(module) or stored(module) is Stored.OUT_IN
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Tell an ``nn.Linear`` or a subclass that computes what it does, with a weight of its own."""
     plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return (plain or is_conv1d(module)) and isinstance(
-        module._parameters.get("weight"), nn.Parameter
-    )
+    return plain and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Tell transformers' ``Conv1D``, which stores its weight (in, out)."""
-    # No instance can exist unless somebody has imported the class: no import needed here.
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    return conv1d is not None and type(module) is conv1d
+def is_transposed(module: nn.Module) -> bool:
+    """Tell a linear map that stores its weight (in, out), as transformers' ``Conv1D`` does."""
+    return not is_plain_linear(module) and stored(module) is Stored.IN_OUT

@@ -13,7 +13,7 @@ from torch import nn
 from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.heads import find_heads, left_out, named_modules, warn_of_frozen
-from torch_xgb.targets.layers import Layer, Target, is_conv1d, is_linear
+from torch_xgb.targets.layers import Layer, Target, is_transposed, is_linear
 from torch_xgb.targets.names import Matches, Names, excluding, matcher
 from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
 from torch_xgb.weights.own import require_writable
@@ -256,7 +256,9 @@ def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:
         for holder, module in holders
         if module._parameters.get("bias") is not None
     )
-    return Target(name, Weight(f"{name}.weight", modules, "weight", is_conv1d(modules[0])), biases)
+    return Target(
+        name, Weight(f"{name}.weight", modules, "weight", is_transposed(modules[0])), biases
+    )
 
 
 def _group(targets: list[Target], owner: dict[int, str], model: nn.Module) -> list[Layer]:

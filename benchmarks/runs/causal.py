@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
+from benchmarks.measures.progress import Progress
 from benchmarks.methods.causal import METHODS
 from benchmarks.runs.journal import RESULTS, Journal, Record
 from benchmarks.runs.step import step
@@ -42,7 +42,7 @@ def train(name: str, method: str, lr: float, seed: int, size: Size) -> tuple[nn.
     )
     losses, tokens, start = [], 0, time.perf_counter()
     batches = prompts.training(questions(name, "train"), size.steps, size.batch_size, seed)
-    for batch in tqdm(batches, method, total=size.steps, unit="step", leave=False):
+    for batch in Progress(batches, method, total=size.steps, unit="step", leave=False):
         losses.append(round(step(trainee.model, trainee.optimizer, batch), 4))
         schedule.step()
         tokens += int(batch["attention_mask"].sum())

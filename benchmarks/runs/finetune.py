@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from benchmarks.measures import metrics
 from benchmarks.measures.memory import peak_memory
+from benchmarks.measures.progress import Progress
 from benchmarks.methods.method import Method, Trainee
 from benchmarks.runs.step import step
 from benchmarks.subjects import minilm
@@ -92,7 +92,9 @@ class Bench:
         steps = self.settings.steps
         schedule = LambdaLR(trainee.optimizer, partial(self._factor, steps=steps))
         losses, seconds = [], []
-        bar = tqdm(self._batches(steps, seed), method.name, total=steps, unit="step", leave=False)
+        bar = Progress(
+            self._batches(steps, seed), method.name, total=steps, unit="step", leave=False
+        )
         for batch in bar:
             start = self._clock()
             losses.append(step(trainee.model, trainee.optimizer, batch))
@@ -141,7 +143,7 @@ class Bench:
         """Return a model's outputs of rows, and their labels; it is in evaluation after that."""
         model.to(self.device).eval()
         outputs, labels = [], []
-        for batch in tqdm(rows.ordered_batches(64), "dev", unit="batch", leave=False):
+        for batch in Progress(rows.ordered_batches(64), "dev", unit="batch", leave=False):
             labels.append(batch.pop("labels"))
             moved = {name: values.to(self.device) for name, values in batch.items()}
             outputs.append(model(**moved).logits.float().cpu())

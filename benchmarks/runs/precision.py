@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from benchmarks.measures.kept import Kept, kept
+from benchmarks.measures.progress import Progress
 from benchmarks.methods.minilm import ENCODER_LINEARS
 from benchmarks.methods.precision import (
     FLOAT32,
@@ -144,7 +144,7 @@ class Lab:
         steps, losses = self.setting.steps, []
         schedule = LambdaLR(optimizer, partial(_decay, steps=steps))
         batches = self.train.training_batches(steps, self.setting.batch_size, seed)
-        for batch in tqdm(batches, total=steps, unit="step", leave=False, disable=None):
+        for batch in Progress(batches, total=steps, unit="step", leave=False):
             losses.append(step(model, optimizer, batch, variant.autocast()))
             schedule.step()
         return losses

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tqdm import tqdm
-
+from benchmarks.measures.progress import Progress
 from benchmarks.methods.method import Method
 from benchmarks.runs.finetune import Bench, Settings
 from benchmarks.runs.journal import RESULTS, Journal, Record
@@ -69,7 +68,7 @@ def _bench(task: str, part: str, steps: int, batch_size: int) -> Bench:
 def work(runs: Sequence[Run], journal: Journal) -> list[Record]:
     """Do the runs that the journal lacks, in order, and return the records of all."""
     missing = [run for run in runs if run.key not in journal]
-    with tqdm(total=len(missing), unit="run", disable=not missing) as bar:
+    with Progress(total=len(missing), unit="run", disable=not missing) as bar:
         for run in missing:
             bar.set_description(f"{run.task}, {run.method.name}, {run.lr:g}, seed {run.seed}")
             record = journal.once(run.key, run)

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # Models come from the package registry; nothing is fetched while the code runs.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: env demo test check docs format clean
+.PHONY: env demo test check docs dist format clean
 
 env: $(STAMP)
 
@@ -33,6 +33,17 @@ test: check
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
+# What is uploaded: built, checked, and read by a strictly typed project that has it installed.
+dist:
+	rm -rf dist $(VENV)-dist
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet build twine mypy torch
+	$(VENV)-dist/bin/python -m build --outdir dist .
+	$(VENV)-dist/bin/python -m twine check --strict dist/*
+	$(VENV)-dist/bin/python -m pip install --quiet --no-deps dist/*.whl
+	mkdir -p $(VENV)-dist/consumer && cp tests/consumer.py $(VENV)-dist/consumer
+	cd $(VENV)-dist/consumer && ../bin/python -m mypy --strict --untyped-calls-exclude torch consumer.py
+
 check: $(STAMP)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -43,4 +54,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,16 +6,24 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from tests.matrix import MEMBERS, SETS, floors
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS: dict[str, Any] = PYPROJECT["tool"]["setuptools"]
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def pins(text: str) -> list[tuple[str, str]]:
@@ -50,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
     for name in ("torch_xgb", "integrations"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -124,6 +132,62 @@ def test_wheel_imports_from_anywhere(wheel: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert Path(run.stdout.strip()) == tmp_path / "torch_xgb" / "integrations" / "__init__.py"
+
+
+def test_sdist_holds_what_the_wheel_is_built_of(wheel: Path, tmp_path: Path) -> None:
+    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    source = wheel.parent / "source"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=source, check=True, capture_output=True
+    )
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in SETUPTOOLS["packages"]
+        for path in installed_folder(package).glob("*.py")
+    }
+    rest = {"torch_xgb/py.typed", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff"}
+    assert modules | rest <= names
+    assert not any(name.startswith("tests/") for name in names)
+
+
+def test_there_is_one_version() -> None:
+    version = re.search(r'__version__ = "(.+)"', read("torch_xgb/__init__.py"))
+    cited = re.search(r"^version: (.+)$", read("CITATION.cff"), flags=re.MULTILINE)
+    assert version and cited and version[1] == cited[1]
+    assert f"## [{version[1]}]" in read("CHANGELOG.md")
+
+
+def test_reports_of_faults_ask_for_the_environment() -> None:
+    for name in ("fault", "wish"):
+        form = yaml.safe_load(read(f".github/ISSUE_TEMPLATE/{name}.yml"))
+        asked = {field["id"]: field for field in form["body"]}
+        assert "torch-xgb env" in asked["environment"]["attributes"]["description"]
+
+
+def test_workflows_run_what_a_desk_runs() -> None:
+    jobs = {
+        name: yaml.safe_load(read(f".github/workflows/{name}.yml"))["jobs"]
+        for name in ("gate", "versions")
+    }
+    steps = [s.get("run") for one in jobs.values() for job in one.values() for s in job["steps"]]
+    assert {".ci/run", "make dist"} <= set(steps)
+    sets = {one["set"] for one in jobs["versions"]["versions"]["strategy"]["matrix"]["include"]}
+    assert sets == set(SETS)
+    assert floors().keys() >= {"torch", *MEMBERS}
+
+
+def test_a_strictly_typed_project_reads_its_types() -> None:
+    """In the gate's own cache: a few seconds. `make dist` has it read from an installed wheel."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--exclude", "torch_xgb/integrations", "tests/consumer.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_constraints_pin_each_package_once() -> None:

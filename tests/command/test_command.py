@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +139,15 @@ def test_how_a_command_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             main(wrong)
         assert stop.value.code == 2
     assert "usage: torch-xgb" in capsys.readouterr().err
+
+
+def test_the_lines_of_the_pages_are_understood() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in docs.rglob("*.md"))
+    lines = re.findall(r"^torch-xgb (.+)$", pages, flags=re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        assert parser().parse_args(shlex.split(line)).run_command
 
 
 def test_a_shell_completes_words(tmp_path: Path) -> None:

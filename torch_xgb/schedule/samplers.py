@@ -108,7 +108,7 @@ class Weighted:
         ValueError: If a weight is not positive, or their number is not that of the layers.
     """
 
-    weights: tuple[float, ...]
+    weights: Sequence[float]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(self.weights))

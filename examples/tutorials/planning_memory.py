@@ -4,7 +4,7 @@
 
 `plan` says what a training step will need, from shapes alone: it runs the step on tensors without contents, so it
 needs no weights, no GPU and no network, and takes seconds for a model of eight billion parameters. On the command
-line it is `python -m torch_xgb plan llama3-8b --length 2048 --card 24`.
+line it is `torch-xgb plan llama3-8b --length 2048 --card 24`.
 """
 
 # %%

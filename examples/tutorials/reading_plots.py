@@ -2,7 +2,7 @@
 
     python examples/tutorials/reading_plots.py
 
-A ledger can be drawn: `chain.plot("chain.png")`, or `python -m torch_xgb plot run`. What the picture shows is best
+A ledger can be drawn: `chain.plot("chain.png")`, or `torch-xgb plot run`. What the picture shows is best
 learned from a run whose answer is known, so a small network of four blocks is trained towards itself with one block
 changed.
 """
@@ -57,13 +57,15 @@ print(
 chain.plot("chain.png")
 
 # %% [markdown]
-# - **The map** has a row a block and a column a booster: how large each update was. An empty place is a block that was
-#   not drawn. Block 2 should be the warmest row, since that is where teacher and student differ. If one row is far
-#   warmer than all others in a run of yours, a draw that favours it (`layer_sampler=Weighted(...)`) may get there sooner.
-# - **The norm of all updates together** says how far the weights have gone. A line that still rises steadily at the end
-#   is a run that was ended early; one that jumps is a rate that is too high.
-# - **The effective rank** is what a chain is for: single updates have rank 1, their sum has more. Where it stays at the
-#   rank of one booster, every booster learns the same direction again, and a LoRA of that rank would have done.
+# - **The map** has a row a block and a column a booster: how large each update was, and grey where a block was not
+#   drawn. The first booster puts most into block 2, where teacher and student differ; what it could not reach, its
+#   neighbours make up for. If one row is far darker than all others in a run of yours, a draw that favours it
+#   (`layer_sampler=Weighted(...)`) may get there sooner.
+# - **The update's norm** is that of each booster over all its blocks. It falls as there is less left to learn. A line
+#   that does not fall by the end is a run that was ended early; one that jumps is a rate that is too high.
+# - **The effective rank** is that of all updates so far, and what a chain is for: one update has rank 1, their sum has
+#   more, here the teacher's 3. Where it stays at the rank of one booster, every booster learns the same direction
+#   again, and a LoRA of that rank would have done.
 # - **The scores** are those given by `chain.score`; without any the panel is left out. The best is what
 #   `chain.rollback(model, to=chain.best)` goes back to.
 #

@@ -139,9 +139,8 @@ def accelerate_fsdp2(dtype: torch.dtype, data: list[Batch]) -> Any:
 
 def trainer(dtype: torch.dtype, data: list[Batch]) -> Any:
     """The Hugging Face Trainer, replicated; it runs as a whole and its losses are read after."""
-    from transformers import Trainer, TrainingArguments
-
     from torch_xgb.integrations.transformers import BoostedFactory
+    from transformers import Trainer, TrainingArguments
 
     rows = [{"x": x.to(dtype), "labels": y} for xs, ys in data for x, y in zip(xs, ys, strict=True)]
     arguments = TrainingArguments(
@@ -187,7 +186,6 @@ def deepspeed_stage(stage: int) -> Route:
 
     def route(dtype: torch.dtype, data: list[Batch]) -> Any:
         import deepspeed
-
         import torch_xgb.integrations.deepspeed  # noqa: F401
 
         config = {

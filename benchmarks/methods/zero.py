@@ -13,7 +13,6 @@ PARAMS = {"r": 8, "kappa": 8, "layers_per_booster": 4, "lr": 5e-4, "eps": 1e-6, 
 def start_deepspeed() -> None:
     """Make the processes known to each other, and "BoostedLowRank" to DeepSpeed."""
     import deepspeed
-
     import torch_xgb.integrations.deepspeed  # noqa: F401
 
     deepspeed.init_distributed()

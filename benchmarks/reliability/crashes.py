@@ -67,9 +67,8 @@ def loop(folder: Path, record: bool = False, pause: float = 0.001) -> str:
 
 def trainer(folder: Path) -> str:
     """Train by the Trainer, resuming from its last checkpoint that is whole."""
-    from transformers import Trainer, TrainingArguments
-
     from torch_xgb.integrations.transformers import BoostedFactory, BoostingCallback
+    from transformers import Trainer, TrainingArguments
 
     told = {"kappa": 3, "layers_per_booster": 1, "modules_to_save": ["head"], "lr": 0.02}
     arguments = TrainingArguments(
@@ -116,7 +115,6 @@ class _WithLoss(nn.Module):
 def zero(folder: Path, stage: int) -> str:
     """Train under DeepSpeed in one process, with its checkpoints."""
     import deepspeed
-
     import torch_xgb.integrations.deepspeed  # noqa: F401  the optimizer's name in the JSON
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")

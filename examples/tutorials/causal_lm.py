@@ -68,7 +68,7 @@ held_out = batch(list(range(100, 116)))
 def loss_now() -> float:
     """Evaluate on rows that are never trained on."""
     with torch.no_grad():
-        return float(model(**held_out).loss)
+        return model(**held_out).loss.item()
 
 
 # %% [markdown]
@@ -98,7 +98,7 @@ for step in range(STEPS):
     optimizer.step()
     optimizer.zero_grad()
     if step % 16 == 15:
-        print(f"step {step + 1}: loss {float(loss):.3f}")
+        print(f"step {step + 1}: loss {loss.item():.3f}")
 model = optimizer.finalize()
 print(f"after: loss {loss_now():.3f} on instructions it has not seen")
 

@@ -33,7 +33,7 @@ def train(name: str, **settings: Any) -> None:
     model, ranks = network(), []
     optimizer = BoostedLowRankOptimizer(AdamW, model, lr=1e-2, **settings)
     optimizer.on_merge(lambda report: ranks.append((report.steps, report.rank)))
-    first = float((model(x) - y).square().mean())
+    first = (model(x) - y).square().mean().item()
     for _ in range(120):
         loss = (model(x) - y).square().mean()
         loss.backward()
@@ -43,7 +43,7 @@ def train(name: str, **settings: Any) -> None:
         if optimizer.converged:
             break
     optimizer.finalize()
-    last = float((model(x) - y).square().mean())
+    last = (model(x) - y).square().mean().item()
     shown = ", ".join(f"{steps}·r{r}" for steps, r in ranks[:5]) + (" …" if len(ranks) > 5 else "")
     print(
         f"{name:<10} loss {first:.3f} → {last:.3f}   {len(ranks):>2} boosters (steps·rank): {shown}"

@@ -48,7 +48,7 @@ def trained(model: nn.Module, optimizer: Optimizer) -> str:
     with torch.no_grad():
         batch = encode(held_out)
         right = int((model.eval()(**batch).logits.argmax(-1) == batch["labels"]).sum())
-    return f"loss {float(loss):.3f}, {right} of {len(held_out)} right"
+    return f"loss {loss.item():.3f}, {right} of {len(held_out)} right"
 
 
 # %% [markdown]

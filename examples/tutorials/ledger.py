@@ -42,7 +42,7 @@ def loss_of(model: nn.Module) -> float:
     """Evaluate on the held-out rows."""
     was = model.training
     with torch.no_grad():
-        loss = float(model.eval()(**encode(held_out)).loss)
+        loss = model.eval()(**encode(held_out)).loss.item()
     model.train(was)
     return loss
 
@@ -95,7 +95,7 @@ for rank in (None, 4):
     folder = f"adapter-{rank}"
     report = chain.to_peft(folder, rank, to=chain.best)
     again = PeftModel.from_pretrained(fresh(), folder).eval()
-    off = float((again(**encode(held_out)).logits - logits).abs().max())
+    off = (again(**encode(held_out)).logits - logits).abs().max().item()
     size = (Path(folder) / "adapter_model.safetensors").stat().st_size
     print(
         f"rank {rank}: {size / 1e6:.1f} MB, lost {report.total_error:.1%}, logits off by {off:.1e}"

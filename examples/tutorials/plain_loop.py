@@ -57,11 +57,7 @@ print(f"before: {right()} of {len(held_out)} right")
 optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, layers_per_booster=4, lr=1e-3)
 scheduler = LinearLR(optimizer, 1.0, 0.1, total_iters=STEPS)
 
-found = set(optimizer.targets.values())
-print(f"{len(optimizer.targets)} weights in {len(found)} blocks may be drawn")
-print("drawn now:", ", ".join(optimizer.active_layers))
-trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-print(f"trained: {trained:,} of {sum(p.numel() for p in model.parameters()):,} numbers")
+print(optimizer.summary())
 
 # %% [markdown]
 # ## The loop, unchanged

@@ -40,7 +40,7 @@ def loss_now() -> torch.Tensor:
     return (student(x) - y).square().mean()
 
 
-optimizer.on_merge(lambda report: chain.score(report.booster_index, -float(loss_now())))
+optimizer.on_merge(lambda report: chain.score(report.booster_index, -loss_now().item()))
 for _ in range(16 * 24):
     loss_now().backward()
     optimizer.step()

@@ -1,16 +1,24 @@
 """What Markdown does not read in our docstrings, put into words that it does."""
 
+import logging
 import re
 from typing import Any
 
 import griffe
 
-_MATHS = {
-    r"\leftarrow": "←",
-    r"\alpha_t": "α_t",
-    r"\qquad": "   ",
-    r"\dots": "…",
-    r"\,": " ",
+log = logging.getLogger("mkdocs.docstrings")
+_LETTERS = {
+    "alpha": "α",
+    "dots": "…",
+    "eta": "η",
+    "kappa": "κ",
+    "leftarrow": "←",
+    "max": "max",
+    "prod": "∏",
+    "qquad": "   ",
+    "rho": "ρ",
+    "sum": "∑",
+    "tau": "τ",
 }
 
 
@@ -39,6 +47,11 @@ def rewritten(text: str) -> str:
 
 
 def _plain(formula: str) -> str:
-    for command, letters in _MATHS.items():
-        formula = formula.replace(command, letters)
-    return formula
+    """Spell a formula in letters; whose command has none is a warning, and fails the build."""
+
+    def letter(match: re.Match[str]) -> str:
+        if match[1] not in _LETTERS:
+            log.warning("docs/tools/docstrings.py has no letter for %s in %s", match[0], formula)
+        return _LETTERS.get(match[1], match[1])
+
+    return re.sub(r"\\([a-z]+)", letter, formula.replace("\\,", " "))

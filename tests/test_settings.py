@@ -82,6 +82,7 @@ DIFFERING: dict[str, tuple[str, Any, Any]] = {
     "kappa-or-none": ("kappa", 3, None),
     "kappa-policy": ("kappa", plateau(2), plateau(3)),
     "kappa-policy-last": ("kappa", plateau(2), plateau(2, stop_after=4)),
+    "accumulator_rank": ("accumulator_rank", 32, 16),
     "layers_per_booster": ("layers_per_booster", 2, 1),
     "layers_per_booster-share": ("layers_per_booster", [2, 0.7], [2, 0.3]),
     "target_modules": ("target_modules", "all-linear", ["query", "value"]),
@@ -333,6 +334,7 @@ CHANGED: dict[str, tuple[str, Any, Any, str, str]] = {
     "shrinkage-schedule": ("shrinkage", [1.0, 0.5], [1.0, 0.25], r"1\.0, 0\.5", r"1\.0, 0\.25"),
     "shrinkage-to-callable": ("shrinkage", 1.0, one, r"1\.0", ""),
     "factor_l2": ("factor_l2", 0.0, 0.125, r"0\.0", r"0\.125"),
+    "accumulator_rank": ("accumulator_rank", 32, 16, r"\b32\b", r"\b16\b"),
     "layer_sampler": ("layer_sampler", "uniform", "cyclic", "uniform", "cyclic"),
     "layer_sampler-to-weighted": (
         "layer_sampler",

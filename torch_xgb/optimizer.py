@@ -18,7 +18,7 @@ from torch_xgb.boosters.report import MergeReport
 from torch_xgb.boosting.checkpoint import resume, save
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.boosting.summary import Summary, summarised
-from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.chain import Chain, ExportReport
 from torch_xgb.schedule import Decay, LossPolicy, Sampler
 from torch_xgb.settings import Settings
 
@@ -88,6 +88,9 @@ class BoostedLowRankOptimizer(Front):
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
+        accumulator_rank: Of a quantised model, whose weights stay as they are, merged boosters add
+            up beside each weight, to a sum of at most this rank: the adapter it becomes. What has
+            no room is dropped and reported. See docs/guides/quantised.md.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
         checkpointing: Compute blocks again in backward instead of keeping their activations: True
             for every block, or a share of them in (0, 1]. The results are the same. It begins at
@@ -155,6 +158,7 @@ class BoostedLowRankOptimizer(Front):
         carry: float | Sequence[float] | Callable[[int], float] | Decay | None = None,
         target_parameters: str | Sequence[str] | None = None,
         merge_precision: str = "auto",
+        accumulator_rank: int = 32,
         residual_device: torch.device | str | None = None,
         checkpointing: bool | float = False,
         rewarmup_steps: int = 0,
@@ -255,26 +259,51 @@ class BoostedLowRankOptimizer(Front):
         self.boosting.require_attached("merge()")
         self.boosting.merge()
 
-    def finalize(self, *, discard: bool = False) -> nn.Module:
+    def finalize(self, *, discard: bool = False, dequantize: bool = False) -> nn.Module:
         """Merge what is pending, take everything off the model, give ``requires_grad`` back.
 
         Args:
             discard: Drop the pending booster instead, for one that diverged: the model is what the
                 boosters before it made. What ``carry`` took out of the weights is put back.
+            dequantize: Of a quantised model, make its linear maps plain ones whose weights hold
+                what was trained. Otherwise that stays beside them: see ``save_adapter``.
 
         Returns:
-            The model, plain again. A second call does nothing.
+            The model, plain again. A second call does nothing more.
 
         Raises:
             RuntimeError: If the pending booster is not finite and is not to be dropped. Nothing is
                 changed.
         """
-        if not self.boosting.attached:
-            return self.model
+        if self.boosting.attached:
+            self._finish(discard)
+        if dequantize:
+            self.boosting.outcome.dequantize()
+        return self.model
+
+    def save_adapter(self, folder: str | os.PathLike[str], rank: int | None = None) -> ExportReport:
+        """Write what was trained beside a quantised model as a LoRA adapter of PEFT's, at any time.
+
+        ``peft.PeftModel.from_pretrained(base, folder)`` loads it onto the base, with the modules
+        trained in full; of several processes, one calls it. Needs safetensors.
+
+        Args:
+            folder: Where to.
+            rank: A lower rank to cut it to, by SVD; None writes all of it.
+
+        Returns:
+            Its ranks, its size, and what cutting it to a lower rank has lost.
+
+        Raises:
+            RuntimeError: If the model is not quantised, or nothing was trained.
+        """
+        self.boosting.complete()
+        return self.boosting.outcome.save_adapter(folder, rank)
+
+    def _finish(self, discard: bool) -> None:
         self.boosting.complete()
         begun = not discard and bool(self.booster_step or self.boosting.taken_up)
         self.boosting.finish(merged=begun, dropped=discard)
-        return self.model
 
     def observe(self, loss: float | Tensor) -> None:
         """Show the step's loss to the policy given as ``kappa``; without one, do nothing.

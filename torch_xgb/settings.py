@@ -92,6 +92,7 @@ class Settings:
     carry: Any = _run(None)
     target_parameters: str | Sequence[str] | None = _here(None)
     merge_precision: str = _run("auto")
+    accumulator_rank: int = _run(32)
     residual_device: torch.device | str | None = _here(None)
     checkpointing: bool | float = _ranks(False)
     rewarmup_steps: int = _run(0)

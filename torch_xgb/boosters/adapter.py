@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.boosters.accumulator import Accumulator, require_passing
 from torch_xgb.boosters.beside import Beside
 from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.forms import Form, Update
@@ -18,6 +19,7 @@ from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Lent
 from torch_xgb.formulas.lowrank import with_low_rank
 from torch_xgb.targets.layers import Target
+from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Adapter", "Tracing"]
@@ -63,6 +65,7 @@ class Adapter:
         r: The rank in use, at most the Parameters' own.
         s: The scaling.
         idle: Parameters lent to nobody that are to get a gradient, of zeros, beside this pair's.
+        accumulator: What is merged beside the weight, or None if merges go into it.
     """
 
     def __init__(self, target: Target, form: Form, dropout: float, tracing: Tracing) -> None:
@@ -76,6 +79,7 @@ class Adapter:
         self.r = 0
         self.s = 1.0
         self.idle: tuple[nn.Parameter, ...] = ()
+        self.accumulator: Accumulator | None = None
         self._handles: list[RemovableHandle] = []
         self._conduct = Conduct()
 
@@ -134,8 +138,8 @@ class Adapter:
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The weights a merge changes."""
-        return self.form.weights(self.target)
+        """The weights a merge changes: none, if it goes beside them."""
+        return () if self.target.beside else self.form.weights(self.target)
 
     @property
     def pending(self) -> bool:
@@ -158,11 +162,17 @@ class Adapter:
         """Return what a merge adds to each weight, α times the pair's product."""
         pair = self.pair.map(Tensor.detach)
         found = []
-        for weight in self.weights:
+        for weight in self.form.weights(self.target):
             left, right, scale = self.form.update(weight, pair, self.s)
             # The layout of what a ledger replays, so that both merges round alike.
             found.append((weight, (left.contiguous(), right.contiguous(), alpha * scale)))
         return found
+
+    def put_beside(self) -> None:
+        """Add the bound pair to the accumulator, if there is one, where nobody will merge it."""
+        if self.accumulator is not None:
+            for _, update in self.updates(1.0):
+                self.accumulator.addition(Product(*update)).go_on()
 
     def hook(self) -> None:
         """Enter the forward pass, ahead of the module's other hooks."""
@@ -204,6 +214,8 @@ class Adapter:
         if not torch.compiler.is_compiling():
             self._conduct.check(self.target.name, module, self, (args, kwargs), y)
         x = args[0] if args else next(iter(kwargs.values()))
+        if self.accumulator is not None:
+            require_passing(x, y)
         dropout = self.dropout if module.training else 0.0
         y = self.form.forward(y, x, pair, self.s, dropout)
         return Beside.apply(y, *self.idle) if self.idle else y  # type: ignore

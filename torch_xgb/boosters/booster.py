@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.boosters.accumulator import Custody, accumulator_of
 from torch_xgb.boosters.adapter import Adapter, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
@@ -25,7 +26,7 @@ from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.reach import Reach
 from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.slots import Lent, Slots
-from torch_xgb.checks import probability
+from torch_xgb.checks import positive_integer, probability
 from torch_xgb.formulas.lowrank import kaiming_bound
 from torch_xgb.formulas.streams import by
 from torch_xgb.targets.compiled import is_compiled
@@ -47,6 +48,7 @@ class Booster:
         form: What a pair does.
         dropout: Probability of dropping an input of A in training.
         partial: Whether a call of the model may reach none of what is drawn.
+        accumulator_rank: Of what is merged beside quantised weights.
 
     Attributes:
         model: What they are attached to.
@@ -60,6 +62,7 @@ class Booster:
     form: Form
     dropout: float
     partial: bool = False
+    accumulator_rank: int = 32
     drawn: list[int] = field(default_factory=list)
     named: list[tuple[str, nn.Parameter]] = field(default_factory=list)
 
@@ -74,6 +77,8 @@ class Booster:
             for layer in self.layers
         ]
         self.owner = Owner()
+        self.custody = Custody(self.owner)
+        self._accumulate()
         self.freeze = Freeze(self.owner, self.factors)
         self.readers = Readers(self.every_adapter)
         self._reach = Reach(self.factors)
@@ -115,6 +120,11 @@ class Booster:
         """The adapters of all layers."""
         return [adapter for layer in self.adapters for adapter in layer]
 
+    @property
+    def beside(self) -> dict[str, Adapter]:
+        """The adapters of targets beside whose weights merges go, by their names."""
+        return {a.target.name: a for a in self.every_adapter if a.target.beside}
+
     def attach(self, model: nn.Module, saved: Iterable[nn.Module]) -> None:
         """Freeze the model but for the ``saved`` modules, and move the slots in.
 
@@ -125,6 +135,8 @@ class Booster:
         merged = [(module, weight.attribute) for weight in weights for module in weight.modules]
         self.freeze.attach(model, saved, merged)
         self._home.add_module("boosters", self.slots)
+        for adapter in self.beside.values():
+            adapter.accumulator.attach(adapter.target.modules)  # type: ignore[union-attr]
         self.model = model
         claimed()[model] = self.owner
         self.readers.attach(model)
@@ -170,10 +182,16 @@ class Booster:
         self.freeze.set_apart()
 
     def detach(self) -> None:
-        """Take everything off the model and give ``requires_grad`` back."""
+        """Take everything off the model and give ``requires_grad`` back.
+
+        What was merged beside a weight stays, as the model computes with it.
+        """
         for adapter in self.every_adapter:
             adapter.unhook()
             adapter.give_back()
+            if adapter.accumulator is not None and not adapter.accumulator.used:
+                adapter.accumulator.detach(adapter.target.modules)
+        self.custody.leave()
         self.drawn, self.named = [], []
         self._home._modules.pop("boosters", None)
         self.freeze.detach()
@@ -252,6 +270,20 @@ class Booster:
         fresh = [i for i, a in enumerate(self.active) if id(a.parameters.A) not in spared]
         values = [filled[i].view_as(views[i]) for i in fresh]
         torch._foreach_copy_([views[i] for i in fresh], values)
+
+    def _accumulate(self) -> None:
+        """Give each target beside whose weight merges go what they go into."""
+        rank = positive_integer("accumulator_rank", self.accumulator_rank)
+        if self.beside and rank < self.r:
+            raise ValueError(
+                f"accumulator_rank must be at least r, as a sum of boosters has no room for one "
+                f"otherwise, got {rank} and r={self.r}"
+            )
+        for adapter in self.beside.values():
+            target, like = adapter.target, self.factors[0]
+            adapter.accumulator = accumulator_of(
+                target.modules, target.shape, rank, like.detach(), self.custody
+            )
 
     @property
     def _home(self) -> nn.Module:

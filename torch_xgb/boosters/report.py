@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -32,6 +32,8 @@ class MergeReport:
         update_norm: ‖ΔW‖_F = ‖α_t·s·B A‖_F per target; of a pair that was taken up, of its change.
         lost: Share of ΔW lost to rounding per target (what a residual carries over is not lost);
             only targets of less than 32 bits, or under a rounding policy, are measured.
+        dropped: Per quantised target whose accumulator was full: the share, in the Frobenius norm,
+            of all that was merged beside it so far that recompressing it has dropped now.
     """
 
     booster_index: int
@@ -40,6 +42,7 @@ class MergeReport:
     rank: int
     update_norm: Mapping[str, float]
     lost: Mapping[str, float]
+    dropped: Mapping[str, float] = field(default_factory=dict)
 
 
 class Listeners:

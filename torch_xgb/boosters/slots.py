@@ -36,8 +36,9 @@ class Slots(nn.Module):
 
     def __init__(self, layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf) -> None:
         super().__init__()
-        weights = [target.weight.parameter for layer in layers for target in layer.targets]
-        dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
+        targets = [target for layer in layers for target in layer.targets]
+        device = targets[0].weight.parameter.device
+        dtype = reduce(torch.promote_types, (t.dtype for t in targets), torch.float32)
         self.shapes_of = shapes_of
         self.names: dict[Shapes, list[Pair[str]]] = {}
         for kind, (shapes, count) in enumerate(_most_needed(layers, num_layers, shapes_of).items()):
@@ -45,7 +46,7 @@ class Slots(nn.Module):
             self.names[shapes] = [Pair(*(f"{x}{kind}_{i}" for x in letters)) for i in range(count)]
             for names in self.names[shapes]:
                 for name, shape in zip(names, Pair(*shapes), strict=True):
-                    values = torch.zeros(shape, dtype=dtype, device=weights[0].device)
+                    values = torch.zeros(shape, dtype=dtype, device=device)
                     self.register_parameter(name, nn.Parameter(values))
 
     def lend(self, targets: Iterable[Target]) -> list[Lent]:

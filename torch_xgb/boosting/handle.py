@@ -26,6 +26,7 @@ from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.report import Listeners
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosting.later import Later, Taken
+from torch_xgb.boosting.outcome import Outcome
 from torch_xgb.boosting.release import vacate
 from torch_xgb.boosting.slight import tell_if_slight
 from torch_xgb.boosting.told import told, told_alike
@@ -33,6 +34,7 @@ from torch_xgb.boosting.turn import Turn, Turns
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
+from torch_xgb.saving.accumulated import Accumulated
 from torch_xgb.saving.entry import Entry
 from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.pending import Pending
@@ -66,6 +68,7 @@ class Boosting:
         booster: The factors, and where in the model they are.
         followed: The Parameters trained in full, as the base has them.
         entry: What of it is in a checkpoint.
+        outcome: What is given out of a run beside quantised weights.
         listeners: Those who are told of merges.
         writer: Writes the ledger, if one is kept here.
         attached: Whether anything is in the model.
@@ -85,21 +88,23 @@ class Boosting:
         self.course = Course(settings, len(layers))
         check_rank(self.course.most_r, layers)
         self._form = form(settings.adapter, settings.bias)
-        merged = [w for target in self.selection.targets for w in self._form.weights(target)]
-        self.selection.check_untied(merged)
         self._gradients = GradientPolicy(settings.nonfinite, settings.unused, settings.factor_l2)
         merger = Merger(settings.merge_precision, settings.seed, settings.residual_device)
         self._recompute = Recompute(self.model, settings.checkpointing)
         self._carry = None if settings.carry is None else Carry()
         room = self.course.most_L_s, self.course.most_r
         recorded, partial = settings.record is not None, settings.unused == "skip"
-        self.booster = Booster(layers, *room, self._form, settings.lora_dropout, partial)
+        dropout, rank = settings.lora_dropout, settings.accumulator_rank
+        self.booster = Booster(layers, *room, self._form, dropout, partial, rank)
         memory, start = Memory(merger, self._carry), Start(settings.init, settings.seed)
         self._pending = Pending(self.booster.every_adapter, merger, memory)
+        self.selection.check_untied(self._pending.weights)
         self._turns = Turns(self.booster, start, merger, memory, self._carry, self.course)
         self.listeners = Listeners()
         self._taken = Taken(Later(self.model, self), self.listeners)
-        self.entry = Entry(self.course, self.booster, self._carry, self._pending, self.selection)
+        saved = self._pending, self.selection, Accumulated(self.booster, self.selection)
+        self.entry = Entry(self.course, self.booster, self._carry, *saved)
+        self.outcome = Outcome(self.booster, self.selection, settings, self.course)
         self.followed = Followed(self.selection)
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
@@ -142,7 +147,8 @@ class Boosting:
         if group is not None and group.size() > 1:
             merged = [(weight.name, weight.parameter) for weight in self.weights]
             alike = told_alike(self.selection, self.settings, self.course, base)
-            agree(alike, [*merged, *self.selection.named.items()], group)
+            held = {**self.selection.named, **self.selection.bases}
+            agree(alike, [*merged, *held.items()], group)
 
     def enter(self, wrapped: Wrapped) -> None:
         """Put everything into the model and begin the first booster; or leave it as it was."""
@@ -187,10 +193,7 @@ class Boosting:
             others: The parameters trained in full.
 
         Returns:
-            Whether the step may be taken.
-
-        Raises:
-            RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
+            Whether the step may be taken; raises as ``nonfinite`` and ``unused`` ask for.
         """
         self._sharding.look_at_gradients(others)
         ready = self._gradients.prepare(self.booster.named, others, self._wrapped.verdict)
@@ -285,10 +288,7 @@ class Boosting:
             skip: Whether one that is not finite skips the step, whatever ``nonfinite`` says.
 
         Returns:
-            Whether the step may be taken.
-
-        Raises:
-            RuntimeError: As ``nonfinite`` and ``unused`` ask for. Nothing is changed.
+            Whether the step may be taken; raises as ``nonfinite`` and ``unused`` ask for.
         """
         return self._gradients.looking(skip).prepare(self.booster.named, [])
 

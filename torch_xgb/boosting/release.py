@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.boosters.accumulator import Accumulator
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.freeze import Freeze
 from torch_xgb.boosters.owner import claimed
@@ -141,6 +142,7 @@ def _merge(adapters: list[Adapter], model: nn.Module) -> None:
         for place, values in _FOLDED[adapter]:
             place.local.copy_(values)
             place.changed()
+        adapter.put_beside()
         adapter.give_back()
         del _FOLDED[adapter]
 
@@ -159,6 +161,8 @@ def _hooks(model: nn.Module) -> Iterator[tuple[Any, Callable[[], None]]]:
             for key, hook in kind.items():
                 found = getattr(hook, "hook", hook)  # torch wraps some
                 found = getattr(found, "__self__", found)
+                if isinstance(found, Accumulator):
+                    continue  # stays: the model computes with it
                 if (_module_of(found) or "").partition(".")[0] == _OURS:
                     yield found, _remover(module, kind, key)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from torch_xgb.base.verdict import Verdict
 from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.boosters.accumulator import Accumulation
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry, Lot
+from torch_xgb.boosters.forms import Update
 from torch_xgb.boosters.report import MergeReport, Updates
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosters.taking_up import TakingUp
@@ -30,11 +34,12 @@ from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import Merger, lost_share
 from torch_xgb.weights.own import require_own
 from torch_xgb.weights.product import Product
+from torch_xgb.weights.weight import Weight
 
 __all__ = ["Turn", "Turns"]
 
 Deed = Callable[[], object]
-Additions = Mapping[str, Sequence[Addition]]  # of each target, its weight's first
+Additions = Mapping[str, Sequence[Addition | Accumulation]]  # of each target, its weight's first
 
 
 @dataclass(eq=False)
@@ -75,13 +80,13 @@ class Turn:
             self.done += 1
 
     def report(self) -> MergeReport | None:
-        """Return what was merged, with what rounding has lost: waits for the device once."""
-        measured = {n: one[0].sums for n, one in self.additions.items() if one[0].measured}
-        if self.merged is None or not measured:
-            return self.merged
-        sums = torch.stack(list(measured.values())).tolist()
-        lost = {name: lost_share(one) for name, one in zip(measured, sums, strict=True)}
-        return replace(self.merged, lost=lost)
+        """Return what was merged, with what was lost: waits for the device once."""
+        first = {name: several[0] for name, several in self.additions.items()}
+        into = {n: a.sums for n, a in first.items() if isinstance(a, Addition) and a.measured}
+        beside = {n: a.dropped for n, a in first.items() if isinstance(a, Accumulation)}
+        lost = {name: lost_share(one) for name, one in _read(into).items()}
+        dropped = _read({name: one for name, one in beside.items() if one is not None})
+        return None if self.merged is None else replace(self.merged, lost=lost, dropped=dropped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,10 +188,7 @@ class Turns:
         updates, norms = self._asked(adapters, puts, verdict)
         layers = self.booster.active_layers
         report = MergeReport(t, layers, progress.booster_step, draw.r, norms, {})
-        additions = {
-            name: [self.merger.addition(weight, Product(*update), t) for weight, update in pairs]
-            for name, pairs in updates.items()
-        }
+        additions = {a.target.name: self._additions(a, updates[a.target.name], t) for a in adapters}
         deeds: list[Deed] = []
         if writer is not None:
             flat = [pair for pairs in puts.values() for pair in pairs]
@@ -196,6 +198,14 @@ class Turns:
         deeds.append(lambda: self.memory.note(adapters))
         return Turn(deeds, harmless, report, additions), lots
 
+    def _additions(
+        self, adapter: Adapter, pairs: Sequence[tuple[Weight, Update]], t: int
+    ) -> list[Addition | Accumulation]:
+        products = [(weight, Product(*update)) for weight, update in pairs]
+        if adapter.accumulator is not None:
+            return [adapter.accumulator.addition(product) for _, product in products]
+        return [self.merger.addition(weight, product, t) for weight, product in products]
+
     def _asked(
         self, adapters: Sequence[Adapter], puts: Updates, verdict: Verdict
     ) -> tuple[Updates, Mapping[str, float]]:
@@ -204,7 +214,8 @@ class Turns:
         while True:
             # Eq. 8 with f_t = what is put in less what was taken out, on top of what there was.
             updates = self._with_taken(puts, 1 - alpha)
-            answers = ask(updates, self._with_taken(puts, -alpha), self.memory, t)
+            into = {a.target.name: updates[a.target.name] for a in adapters if a.weights}
+            answers = ask(into, self._with_taken(puts, -alpha), self.memory, t)
             verdict.require()  # after the device has answered: by now it is there
             self.memory.drop(adapters, answers.written)
             if not answers.written:  # else what was taken out of them is no more
@@ -240,12 +251,18 @@ class Turns:
         ]
 
 
+def _read(measured: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return small tensors of one shape as numbers."""
+    values = torch.stack(list(measured.values())).tolist() if measured else []
+    return dict(zip(measured, values, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class _Merge:
     """Merges a target's pair into its weights, and takes it out of the forward pass."""
 
     adapter: Adapter
-    additions: Sequence[Addition]
+    additions: Sequence[Addition | Accumulation]
 
     def __call__(self) -> None:
         for addition in self.additions:

@@ -89,6 +89,8 @@ def frobenius_norms(products: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     """Return y + s·(x Aᵀ)Bᵀ, written into y's own memory; backward keeps x and x Aᵀ alone.
 
+    Of a pair that requires no gradient it keeps neither.
+
     Args:
         y: The linear map's fresh output ``(..., out_features)``. Nothing else may hold on to its
             values: they are overwritten.
@@ -167,8 +169,9 @@ class _AddLowRank(torch.autograd.Function):
         with _as_given(y):
             h = _rows(x) @ A.to(x).T
             y.view(-1, y.shape[-1]).addmm_(h.to(y.dtype), B.to(y).T, alpha=s)
-        ctx.save_for_backward(x, h, A, B)
-        ctx.s = s
+        trained = any(ctx.needs_input_grad[2:4])  # else x has no part in any gradient
+        ctx.save_for_backward(x if trained else None, h if trained else None, A, B)
+        ctx.s, ctx.dtype = s, x.dtype
         # The output of a linear map with bias is a view; marked dirty, it would make autograd clone
         # the whole gradient (CopySlices). A detached alias is no view, and the map's own backward
         # never reads y.
@@ -177,14 +180,15 @@ class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, h, A, B = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: h must know x and A
+        # Where a gradient of the gradient is wanted, h must know x and A.
+        if torch.is_grad_enabled() and x is not None:
             h = _rows(x) @ A.to(x).T
         needs_x, needs_A, needs_B = ctx.needs_input_grad[1:4]
         with _as_given(g):
             rows = _rows(g)
-            gB = (rows @ B.to(g)).mul_(ctx.s).to(x.dtype)
+            gB = (rows @ B.to(g)).mul_(ctx.s).to(ctx.dtype)
             # Of x's shape without a view: autograd adds further gradients of x into it in place.
-            dx = torch.matmul(gB.view(*x.shape[:-1], gB.shape[-1]), A.to(x)) if needs_x else None
+            dx = torch.matmul(gB.view(*g.shape[:-1], gB.shape[-1]), A.to(gB)) if needs_x else None
             dA = (gB.T @ _rows(x)).to(A) if needs_A else None
             dB = (rows.T @ h.to(g.dtype)).to(B).mul_(ctx.s) if needs_B else None
         return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None

@@ -25,7 +25,7 @@ from torch_xgb.weights.merge import add_product
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "ExportReport"]
 
 PathLike = str | os.PathLike[str]
 

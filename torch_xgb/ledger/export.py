@@ -56,6 +56,7 @@ def write_adapter(
     saved: Mapping[str, Tensor],
     rank: int | None,
     boosters: int,
+    kept: str | None = None,
 ) -> ExportReport:
     """Write adapter_config.json, adapter_model.safetensors and README.md.
 
@@ -66,6 +67,7 @@ def write_adapter(
         saved: The Parameters trained in full.
         rank: The rank to cut to, or None for all of the update.
         boosters: How many the update sums up, for the model card.
+        kept: What else the card says of the update; None says how near the adapter is to it.
 
     Raises:
         ValueError: If a LoRA adapter cannot express the update.
@@ -92,7 +94,7 @@ def write_adapter(
         _share([pair.lost for pair in pairs.values()], [pair.norm for pair in pairs.values()]),
         sum(tensor.numel() for tensor in tensors.values()),
     )
-    card = _card(header, report, rank, boosters)
+    card = _card(header, report, kept or _nearness(report, rank), boosters)
     _write(folder, tensors, json.dumps(config, indent=2) + "\n", card)
     return report
 
@@ -252,7 +254,16 @@ def _target_modules(header: ChainHeader, modules: Sequence[str]) -> list[str] | 
     return list(modules)
 
 
-def _card(header: ChainHeader, report: ExportReport, rank: int | None, boosters: int) -> str:
+def _nearness(report: ExportReport, rank: int | None) -> str:
+    if rank is None:
+        return "The adapter is their exact sum"
+    return (
+        f"The adapter is the best approximation of rank {rank} of their sum, with a relative error "
+        f"of {report.total_error:.2g} (Frobenius norm, all weights)"
+    )
+
+
+def _card(header: ChainHeader, report: ExportReport, kept: str, boosters: int) -> str:
     """Return the model card; the hub takes names of its own models alone for a base."""
     base = header.base_model
     known = (
@@ -260,12 +271,6 @@ def _card(header: ChainHeader, report: ExportReport, rank: int | None, boosters:
     )
     ranks = sorted(report.rank.values())
     size = f"{ranks[0]}" if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
-    kept = (
-        "The adapter is their exact sum"
-        if rank is None
-        else f"The adapter is the best approximation of rank {rank} of their sum, with a relative "
-        f"error of {report.total_error:.2g} (Frobenius norm, all weights)"
-    )
     lines = ["---", "library_name: peft", *([f"base_model: {base}"] if known else [])]
     lines += [
         "tags:",

@@ -27,6 +27,7 @@ from torch_xgb.ledger.facts import (
 )
 from torch_xgb.settings import Contract, Settings, differences
 from torch_xgb.targets.compiled import plain_name
+from torch_xgb.targets.layers import Target
 from torch_xgb.targets.selection import Selection
 from torch_xgb.weights.fingerprints import fingerprint
 from torch_xgb.weights.merge import MERGE_PRECISIONS
@@ -104,11 +105,11 @@ class ChainHeader:
             form: What a pair is.
         """
         names = {id(module): name for name, module in model.named_modules()}
-        weights = [weight for target in selection.targets for weight in form.weights(target)]
+        held = [(t, weight) for t in selection.targets for weight in form.weights(t)]
         kind, origin = type(model), getattr(model, "name_or_path", None)
         return cls(
             settings=settings.plain(Contract.RUN),
-            weights={weight.name: _facts(weight, names) for weight in weights},
+            weights={weight.name: _facts(target, weight, names) for target, weight in held},
             targets={t.name: layer.name for layer in selection.layers for t in layer.targets},
             saved={name: tuple(parameter.shape) for name, parameter in selection.named.items()},
             saved_modules=tuple(selection.heads),
@@ -210,10 +211,11 @@ def originals(model: nn.Module, header: ChainHeader) -> dict[str, Tensor]:
     return {name: parameters[name].detach() for name in (*header.weights, *header.saved)}
 
 
-def _facts(weight: Weight, names: Mapping[int, str]) -> WeightFacts:
+def _facts(target: Target, weight: Weight, names: Mapping[int, str]) -> WeightFacts:
+    shape = target.shape if weight is target.weight else weight.shape
     dtype = str(weight.parameter.dtype).removeprefix("torch.")
     holders = tuple(plain_name(names[id(module)]) for module in weight.modules)
-    return WeightFacts(weight.shape, dtype, weight.transposed, holders, weight.bare)
+    return WeightFacts(shape, dtype, weight.transposed, holders, weight.bare)
 
 
 def _any(value: object) -> object:

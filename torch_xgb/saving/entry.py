@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
+from torch_xgb.saving.accumulated import Accumulated
 from torch_xgb.saving.layout import (
     check_carried,
     check_factors,
@@ -95,6 +96,7 @@ class Entry:
 
     Attributes:
         heads: Knows the Parameters trained in full.
+        beside: What is merged beside weights.
     """
 
     course: Course
@@ -102,6 +104,7 @@ class Entry:
     carry: Carry | None
     pending: Pending
     heads: Heads
+    beside: Accumulated
 
     @property
     def remembered(self) -> list[Tensor]:
@@ -120,6 +123,7 @@ class Entry:
             "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
             "heads": numbers_of(self.heads.named),
+            "beside": self.beside.state_dict(),
         }
 
     def compare(self, saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
@@ -148,6 +152,7 @@ class Entry:
         }
         check_carried(saved["carry"], None if self.carry is None else shapes)
         check_taken(saved.get("taken"), {} if self.carry is None else adapters)
+        self.beside.check(saved.get("beside"))
         drawn = [weight for adapter, _ in lots for weight in adapter.weights]
         check_weights(saved["weights"], self.pending.weights, drawn)
         self._check_heads(saved.get("heads", {}))
@@ -165,6 +170,7 @@ class Entry:
             known = saved.get("taken", None if resumption.progress.booster_index else {})
             self.carry.load_state_dict(saved["carry"], known, base)
         self.pending.load_state_dict(saved["weights"], resumption.unfolded)
+        self.beside.load_state_dict(saved.get("beside"))
         if not resumption.begins:
             self.booster.bind(list(draw.layers), draw.r, draw.s)
             for parameter, value in zip(self.booster.factors, saved["factors"], strict=True):

@@ -64,6 +64,8 @@ class FoldIn:
         Nobody would merge them there, and who averages weights over training walks a copy's.
         """
         adapter = copy.deepcopy(self.adapter, memo)
+        if self.adapter.pending:
+            adapter.put_beside()
         if adapter.bound is not None and is_whole(self.adapter):
             if self.adapter.pending:
                 require_own(self.adapter.weights)
@@ -79,6 +81,8 @@ class FoldIn:
     ) -> None:
         if not self.adapter.pending:
             return
+        if self.adapter.accumulator is not None:
+            self.adapter.accumulator.custody.asked()
         require_own(self.adapter.weights)
         for weight in held_by(self.adapter, module):
             key, place = prefix + weight.attribute, weight.place

@@ -223,7 +223,7 @@ class Pending:
                 with torch.no_grad():
                     for adapter, weight, _ in found:
                         _overwrite(weight, fold(adapter, weight))
-                for adapter in self.adapters:
+                for adapter in (adapter for adapter in self.adapters if adapter.weights):
                     aside.enter_context(adapter.aside())
                 yield
             finally:
@@ -235,6 +235,8 @@ class Pending:
     def follow(self, original: Pending) -> None:
         """Undo what copying did to a model whose optimizer was copied with it: see ``FoldIn``."""
         for adapter, theirs in zip(self.adapters, original.adapters, strict=True):
+            if adapter.accumulator is not None and theirs.accumulator is not None:
+                adapter.accumulator.put(*theirs.accumulator.product)
             if adapter.wake():
                 for weight, source in zip(adapter.weights, theirs.weights, strict=True):
                     weight.parameter.copy_(source.parameter)

@@ -19,7 +19,7 @@ from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.fingerprints import mixed_sum
 from torch_xgb.weights.places import Whole, place_of, whole_piece
 
-__all__ = ["check_seal", "numbers_of", "seal"]
+__all__ = ["check_seal", "numbers", "numbers_of", "seal"]
 
 _RATES = ("lr", "initial_lr")
 _UNSEALED = ("settings", "seal")  # the settings are compared one by one
@@ -37,13 +37,13 @@ def seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     leaves = list(_leaves(state, entry))
     tensors = {path: one for path, one in leaves if _is_sealed(one)}
-    return {"tensors": _numbers(tensors), "values": _digest(leaves)}
+    return {"tensors": numbers(tensors), "values": _digest(leaves)}
 
 
 def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
     """Return a number of each Parameter that this process keeps whole."""
     kept = {name: p.detach() for name, p in parameters.items() if type(place_of(p)) is Whole}
-    return _numbers({name: tensor for name, tensor in kept.items() if tensor.numel()})
+    return numbers({name: tensor for name, tensor in kept.items() if tensor.numel()})
 
 
 def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ def _number(tensor: Tensor) -> Tensor:
     return mixed_sum(whole_piece(rows))
 
 
-def _numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return a number of each tensor, waiting for each device once."""
     each = {path: _number(tensor) for path, tensor in tensors.items()}
     found: dict[str, int] = {}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from torch_xgb.targets.quantised import is_quantised, is_quantised_linear
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.places import Whole, is_plain, place_of
 from torch_xgb.weights.sharded import is_sharded
@@ -16,13 +17,6 @@ __all__ = ["admit"]
 
 Obstacle = tuple[Iterable[str], str, str]  # names, what is wrong with them, what to do
 
-_QUANTISERS = (
-    "bitsandbytes.",
-    "torchao.",
-    "torch.ao.nn.quantized",
-    "torch.ao.nn.intrinsic.quantized",
-)
-
 
 def admit(model: nn.Module) -> None:
     """Refuse a model whose weights cannot be adapted or merged into.
@@ -31,8 +25,9 @@ def admit(model: nn.Module) -> None:
         TypeError: If ``model`` is no ``nn.Module``.
         RuntimeError: If it is wrapped for data parallelism already, or something in it is, or if
             FSDP1 has it.
-        ValueError: If it carries PEFT adapters, quantised weights, weights sharded by anything but
-            FSDP2 or a registered place, or parameters on the meta device.
+        ValueError: If it carries PEFT adapters, quantised weights that no booster can stand beside,
+            weights sharded by anything but FSDP2 or a registered place, or parameters on the meta
+            device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, {_given(model)}")
@@ -77,20 +72,41 @@ def _modules(model: nn.Module) -> Iterator[Obstacle]:
         "carries PEFT adapters",
         "merge them first: model = peft_model.merge_and_unload()",
     )
+    others = [(n, m) for n, m in named if is_quantised(m) and not is_quantised_linear(m)]
+    early = [n for n, m in others if isinstance(m, nn.Linear) and _is_bitsandbytes(m)]
     yield (
-        (name for name, m in named if _is_quantised(m)),
-        "is quantised",
-        "quantising anew at each merge rounds almost all of it away. Train the model in bfloat16, "
-        "float16 or float32 and quantise what finalize() returns; or keep the quantised one for "
-        "inference, train with record=, and load the adapter that chain.to_peft(folder) writes "
-        "beside it",
+        early,
+        "has linear maps of bitsandbytes that are not quantised yet",
+        "move it to its device first, model.to(device), a Linear8bitLt with has_fp16_weights=False",
+    )
+    yield (
+        (n for n, m in others if n not in early and not isinstance(m, nn.Embedding)),
+        "is quantised in a way that boosters cannot stand beside",
+        "they can beside linear maps of bitsandbytes and torchao, and other subclasses of "
+        "nn.Linear that compute with what they keep. Or train the model in bfloat16, float16 or "
+        "float32 and quantise what finalize() returns; or keep the quantised one for inference, "
+        "train with record=, and load the adapter that chain.to_peft(folder) writes beside it",
     )
 
 
 def _parameters(model: nn.Module) -> Iterator[Obstacle]:
     named, sharded = list(model.named_parameters()), is_sharded(model)
+    quantised = [m for m in model.modules() if is_quantised(m)]
+    own = {id(p) for module in quantised for p in module._parameters.values()}
     yield (
-        (n for n, p in named if not p.is_meta and not (sharded if is_dtensor(p) else is_plain(p))),
+        (n for n, p in named if sharded and id(p) in own),
+        "is quantised and sharded over processes",
+        "boosters stand beside quantised weights that each process keeps whole: train it under "
+        "DistributedDataParallel, or shard a model of plain weights",
+    )
+    yield (
+        (
+            n
+            for n, p in named
+            if id(p) not in own
+            and not p.is_meta
+            and not (sharded if is_dtensor(p) else is_plain(p))
+        ),
         "has weights that are neither plain tensors nor FSDP2's shards (another sharding or tensor "
         "parallelism)",
         "build the optimizer on a model of plain tensors, or shard it by fully_shard",
@@ -107,15 +123,5 @@ def _parameters(model: nn.Module) -> Iterator[Obstacle]:
     )
 
 
-def _is_quantised(module: nn.Module) -> bool:
-    # By name, since a weight that bitsandbytes has not quantised yet is a floating one, and one of
-    # torchao's passes for one.
-    classes = (type(module), *(type(p) for p in module._parameters.values()))
-    if any(cls.__module__.startswith(_QUANTISERS) for cls in classes):
-        return True
-    if any(hasattr(module, name) for name in ("qweight", "W_q")):
-        return True
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.is_complex():
-        return False
-    return not weight.is_floating_point() or weight.element_size() < 2
+def _is_bitsandbytes(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes.")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from torch_xgb.targets.probe import Stored, stored
+from torch_xgb.targets.quantised import dtype_of, is_quantised_linear
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Layer", "Target", "is_linear", "is_transposed"]
@@ -23,11 +25,13 @@ class Target:
         name: The module's dotted name in the model; of a bare Parameter, its own.
         weight: Its weight.
         biases: Its bias, if it has one; of a weight tied among linear maps, theirs all.
+        beside: Whether merges go beside the weight, which stays as it is.
     """
 
     name: str
     weight: Weight
     biases: tuple[Weight, ...]
+    beside: bool = False
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -40,8 +44,16 @@ class Target:
         return len(self.biases) == len(self.modules)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its weight, or what that was quantised from."""
+        return dtype_of(self.modules[0]) if self.beside else self.weight.parameter.dtype
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(out_features, in_features), or (E, out_features, in_features) of a stack."""
+        first = self.modules[0]
+        if self.beside and isinstance(first, nn.Linear):  # whose weight may be packed
+            return first.out_features, first.in_features
         return self.weight.shape
 
 
@@ -54,8 +66,13 @@ class Layer:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell a linear map with a plain weight, by its class or by what it computes."""
-    return is_plain_linear(module) or is_transposed(module) or stored(module) is Stored.OUT_IN
+    """Tell a linear map with a plain weight, by its class or by what it computes, or a quantised.
+
+    A quantised one is not asked what it computes: some pack their weight when they are called.
+    """
+    if is_plain_linear(module) or is_quantised_linear(module):
+        return True
+    return is_transposed(module) or stored(module) is Stored.OUT_IN
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -66,4 +83,5 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 def is_transposed(module: nn.Module) -> bool:
     """Tell a linear map that stores its weight (in, out), as transformers' ``Conv1D`` does."""
-    return not is_plain_linear(module) and stored(module) is Stored.IN_OUT
+    known = is_plain_linear(module) or is_quantised_linear(module)
+    return not known and stored(module) is Stored.IN_OUT

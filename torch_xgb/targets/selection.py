@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
@@ -16,6 +16,7 @@ from torch_xgb.targets.heads import find_heads, left_out, named_modules, warn_of
 from torch_xgb.targets.layers import Layer, Target, is_transposed, is_linear
 from torch_xgb.targets.names import Matches, Names, excluding, matcher
 from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
+from torch_xgb.targets.quantised import base_tensors, check_beside, is_quantised_linear
 from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
@@ -55,6 +56,13 @@ class Selection:
     def trained(self) -> list[nn.Parameter]:
         """The same, each once."""
         return list(dict.fromkeys(self.named.values()))
+
+    @property
+    def bases(self) -> dict[str, Tensor]:
+        """What the weights that merges go beside are made of, by name."""
+        beside = [target for target in self.targets if target.beside]
+        named = [(t.name, name, one) for t in beside for name, one in base_tensors(t.modules[0])]
+        return {f"{target}.{name}": one for target, name, one in named}
 
     @property
     def facts(self) -> dict[str, object]:
@@ -98,6 +106,8 @@ def select(model: nn.Module, settings: Settings) -> Selection:
     layers = select_layers(
         model, named, settings.exclude_modules, heads.values(), settings.target_parameters
     )
+    if any(target.beside for layer in layers for target in layer.targets):
+        check_beside(settings, heads)
     if told is None or heads:
         promised = told is None and named == "all-linear" and blocks
         others = left_out(model, blocks) if promised else {}
@@ -163,6 +173,8 @@ def select_layers(
         ValueError: If nothing matches (the message lists what there is), or a matched weight is
             tied to a module that is not a target, so that a merge would change more than the
             target.
+
+    If any is quantised, merges go beside all of them: the base stays as it is.
     """
     everything = target_modules == "all-linear"
     included = (lambda name: True) if everything else matcher(target_modules, "target_modules")
@@ -222,6 +234,7 @@ def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) ->
     """Make a target of each distinct weight; one also held elsewhere is skipped or refused."""
     holders = _holders(model)
     targets, seen = [], set()
+    beside = any(map(is_quantised_linear, chosen.values()))
     for name, module in chosen.items():
         weight = module._parameters["weight"]
         if id(weight) in seen:
@@ -235,7 +248,7 @@ def _targets(model: nn.Module, chosen: dict[str, nn.Module], skip_tied: bool) ->
                 f"{name}.weight is tied to {strangers[0]!r}, which is not a target: a merge would "
                 "change both. Leave it out with exclude_modules, or untie the weights"
             )
-        targets.append(_target(name, holders[id(weight)]))
+        targets.append(_target(name, holders[id(weight)], beside))
     return targets
 
 
@@ -249,16 +262,15 @@ def _holders(model: nn.Module) -> defaultdict[int, list[tuple[str, nn.Module]]]:
     return holders
 
 
-def _target(name: str, holders: list[tuple[str, nn.Module]]) -> Target:
+def _target(name: str, holders: list[tuple[str, nn.Module]], beside: bool) -> Target:
     modules = tuple(module for _, module in holders)
     biases = tuple(
         Weight(f"{holder}.bias", (module,), "bias")
         for holder, module in holders
         if module._parameters.get("bias") is not None
     )
-    return Target(
-        name, Weight(f"{name}.weight", modules, "weight", is_transposed(modules[0])), biases
-    )
+    weight = Weight(f"{name}.weight", modules, "weight", is_transposed(modules[0]))
+    return Target(name, weight, biases, beside)
 
 
 def _group(targets: list[Target], owner: dict[int, str], model: nn.Module) -> list[Layer]:

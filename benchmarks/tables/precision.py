@@ -52,3 +52,20 @@ def quantised_table(found: Sequence[Mapping[str, Any]]) -> str:
         rows.append([f"{lr:g}", name, f"{mean['bits']:.1f}"])
         rows[-1] += [f"{mean[key]:.3f}" for key in COLUMNS[1:]]
     return table(head, rows)
+
+
+def beside_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out the ways of training on a base of four bits, means over the seeds."""
+    head = ["", "lr", "base, MB", "beside it, MB", "final loss", "score", "seeds", "lost"]
+    rows = []
+    for way in dict.fromkeys(r["way"] for r in found):
+        runs = [r for r in found if r["way"] == way]
+        mean = {
+            k: statistics.fmean(r[k] for r in runs) for k in ("base", "beside", "loss", "score")
+        }
+        rows.append([way, f"{runs[0]['lr']:g}", f"{mean['base'] / 1e6:.1f}"])
+        rows[-1] += [f"{mean['beside'] / 1e6:.1f}", f"{mean['loss']:.3f}", f"{mean['score']:.3f}"]
+        rows[-1] += [" ".join(f"{r['score']:.3f}" for r in runs)]
+        lost = [r["lost"] for r in runs if r["lost"] is not None]
+        rows[-1] += [f"{statistics.fmean(lost):.3f}" if lost else ""]
+    return table(head, rows)

@@ -41,7 +41,8 @@ class Summary:
         booster_step: Steps taken in the active booster.
         rates: Learning rates by what they are of.
         memory: Bytes this process holds beside the model at present: factors with gradients, the
-            base's state, and what is carried from booster to booster (residuals, pairs).
+            base's state, and what is kept from booster to booster (residuals, pairs, and the sums
+            beside quantised weights).
         most_residual: Bytes that residuals will take once every block has been drawn.
     """
 
@@ -225,7 +226,7 @@ def _memory(boosting: Boosting, base: Optimizer) -> dict[str, int]:
         "pairs": _bytes(boosting.factors),
         "gradients": _bytes(gradients),
         "the base's state": _bytes(state),
-        "residuals and carried pairs": _bytes(boosting.entry.remembered),
+        "residuals, carried pairs, sums beside": _bytes(boosting.entry.remembered),
     }
 
 

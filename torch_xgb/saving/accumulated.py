@@ -34,6 +34,12 @@ class Accumulated:
     def __init__(self, booster: Booster, selection: Bases) -> None:
         self._booster, self._selection = booster, selection
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """The tensors that the sums are kept in."""
+        held = [adapter.accumulator for adapter in self._booster.beside.values()]
+        return [side for one in held if one is not None for side in one.buffers()]
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return the sums by target, and what the weights are known by again; None without any."""
         if not self._booster.beside:

@@ -108,9 +108,9 @@ class Entry:
 
     @property
     def remembered(self) -> list[Tensor]:
-        """What is kept beside the model from booster to booster: residuals, and carried pairs."""
+        """What is kept beside the model: residuals, carried pairs, what was merged beside it."""
         carried = [] if self.carry is None else self.carry.kept
-        return [*self.pending.merger.residuals.values(), *carried]
+        return [*self.pending.merger.residuals.values(), *carried, *self.beside.kept]
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain types, none of which a later step writes to."""

@@ -168,11 +168,11 @@ class Adapter:
             found.append((weight, (left.contiguous(), right.contiguous(), alpha * scale)))
         return found
 
-    def put_beside(self) -> None:
-        """Add the bound pair to the accumulator, if there is one, where nobody will merge it."""
-        if self.accumulator is not None:
+    def put_beside(self, accumulator: Accumulator | None) -> None:
+        """Add the bound pair to an accumulator, its own or a copy's, if there is one."""
+        if accumulator is not None:
             for _, update in self.updates(1.0):
-                self.accumulator.addition(Product(*update)).go_on()
+                accumulator.addition(Product(*update)).go_on()
 
     def hook(self) -> None:
         """Enter the forward pass, ahead of the module's other hooks."""

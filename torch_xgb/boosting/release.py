@@ -142,7 +142,7 @@ def _merge(adapters: list[Adapter], model: nn.Module) -> None:
         for place, values in _FOLDED[adapter]:
             place.local.copy_(values)
             place.changed()
-        adapter.put_beside()
+        adapter.put_beside(adapter.accumulator)
         adapter.give_back()
         del _FOLDED[adapter]
 

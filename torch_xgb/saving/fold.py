@@ -65,7 +65,7 @@ class FoldIn:
         """
         adapter = copy.deepcopy(self.adapter, memo)
         if self.adapter.pending:
-            adapter.put_beside()
+            self.adapter.put_beside(adapter.accumulator)
         if adapter.bound is not None and is_whole(self.adapter):
             if self.adapter.pending:
                 require_own(self.adapter.weights)

@@ -73,6 +73,7 @@ def test_it_is_the_reference_on_dequantised_weights(r: int) -> None:
 def test_from_attaching_to_the_adapter_that_peft_loads(kind: str, tmp_path: Path) -> None:
     """The base stays as it is, a merge keeps the function, and what is given out computes it."""
     model, data = make(kind)
+    model.head.requires_grad_(True)
     base, start, keys = copy.deepcopy(model), outputs(model, data), list(model.state_dict())
     optimizer = build(model, modules_to_save=["head"])
     assert torch.equal(outputs(model, data), start)

@@ -120,13 +120,6 @@ class Settings:
                 "that a module reads neither the input is seen, which could be dropped, nor the "
                 f"output, got adapter={self.adapter!r}, lora_dropout={self.lora_dropout!r}"
             )
-        if self.carry is None:
-            return
-        if self.record:
-            raise ValueError(
-                "carry= goes without record=: a booster that takes up an earlier one is no learner "
-                "of its own, whatever keeps it"
-            )
 
     @property
     def least_steps(self) -> int:

@@ -244,7 +244,6 @@ def test_errors_change_nothing() -> None:
         ({"carry": [0.5, 2]}, ValueError, r"got 2 in \[0.5, 2\]"),
         ({"carry": lambda t: None}, TypeError, "for booster 0"),
         ({"carry": Decay(1.0), "base": without_a_rate}, ValueError, "have an 'lr'"),
-        ({"record": True}, ValueError, "without record="),
     ):
         with pytest.raises(error, match=message):
             build(model, **settings)

@@ -1,4 +1,3 @@
-import json
 import os
 import warnings
 from pathlib import Path
@@ -6,30 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModel, PeftModel
+from peft import AutoPeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recording import Run, bert, gpt2, logits, same, total_update, weights_of
+from recording import Run, adapted, bert, config_of, gpt2, logits, same, total_update, weights_of
 from torch_xgb.formulas.spectrum import compress, effective_rank, spectra
 from torch_xgb.ledger.export import ExportReport
 
 MODELS = pytest.mark.parametrize("make", [bert, gpt2])
-
-
-def adapted(base: nn.Module, folder: Path) -> PeftModel:
-    """What peft loads, with every warning of its own an error: a missing key is one."""
-    with warnings.catch_warnings():
-        # peft 0.21 asks for this under a name that transformers 5 deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return PeftModel.from_pretrained(base, folder).eval()
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    config: dict[str, object] = json.loads((folder / "adapter_config.json").read_text())
-    return config
 
 
 def dense_error(run: Run, rank: int) -> tuple[dict[str, float], float]:

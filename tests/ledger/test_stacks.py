@@ -3,6 +3,7 @@
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.chain import Chain
 
 
-def recorded(kind: str, path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def recorded(kind: str, path: Path, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
     """Four boosters of one block in three, of ranks 1 and 2."""
     model = mixture(kind, dtype=dtype)
     optimizer = BoostedLowRankOptimizer(
@@ -28,6 +29,7 @@ def recorded(kind: str, path: Path, dtype: torch.dtype = torch.float32) -> nn.Mo
         layer_sampler="cyclic",
         target_parameters=[*EXPERTS, "gate.weight" if kind == "mixtral" else "router.weight"],
         record=path,
+        **more,
     )
     for ids in sentences(4):
         loss_of(model, ids).backward()
@@ -41,11 +43,20 @@ def logits(model: nn.Module) -> Tensor:
         return model.eval()(input_ids=sentences(1)[0]).logits
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_replayed_and_rolled_back(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = recorded("gpt_oss", tmp_path / "run", dtype)
+@pytest.mark.parametrize(
+    ("dtype", "more"),
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {}),
+        (torch.float32, {"carry": [0.5, 0.7], "shrinkage": 0.8}),
+    ],
+    ids=["float32", "bfloat16", "carry"],
+)
+def test_replayed_and_rolled_back(tmp_path: Path, dtype: torch.dtype, more: Any) -> None:
+    model = recorded("gpt_oss", tmp_path / "run", dtype, **more)
     chain = Chain.load(tmp_path / "run")
-    assert len(chain) == 4
+    assert len(chain) == 4 + bool(more)  # what a booster of no steps took up is merged again
+    assert any(record.taken for record in chain) is bool(more)
     trained = chain.apply(mixture("gpt_oss", dtype=dtype), exact=False).state_dict()
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, trained[name]), name

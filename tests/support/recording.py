@@ -1,10 +1,13 @@
 """Runs with a ledger and without training: random boosters, merged and recorded as in a run."""
 
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -176,6 +179,19 @@ def synthetic_header(size: int = 64) -> tuple[ChainHeader, Callable[[], Weights]
         "layer.0.weight": torch.ones(size, size),
         "head.weight": torch.zeros(4, size),
     }
+
+
+def adapted(base: nn.Module, folder: Path) -> PeftModel:
+    """What peft loads, with every warning of its own an error: a missing key is one."""
+    with warnings.catch_warnings():
+        # peft 0.21 asks for this under a name that transformers 5 deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(base, folder).eval()
+
+
+def config_of(folder: Path) -> dict[str, object]:
+    config: dict[str, object] = json.loads((folder / "adapter_config.json").read_text())
+    return config
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:

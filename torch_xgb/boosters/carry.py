@@ -91,6 +91,11 @@ class Carry:
         """Whether the active booster holds what was taken out of the weights."""
         return self.untold or any(self.taken.values())
 
+    @property
+    def taken_by_weight(self) -> Taken:
+        """What was taken out of every weight."""
+        return {name: update for one in self.taken.values() for name, update in one.items()}
+
     def recall(self, target: Target) -> tuple[Held | None, Taken | None]:
         """Return all that is remembered of a target."""
         return self.held.get(target.name), self.taken.get(target.name)

@@ -192,7 +192,8 @@ class Turns:
         deeds: list[Deed] = []
         if writer is not None:
             flat = [pair for pairs in puts.values() for pair in pairs]
-            deeds.append(lambda: writer.write(report, flat))
+            taken = {} if self.carry is None else self.carry.taken_by_weight
+            deeds.append(lambda: writer.write(report, flat, taken, draw.alpha))
         harmless = len(deeds)
         deeds += [_Merge(adapter, additions[adapter.target.name]) for adapter in adapters]
         deeds.append(lambda: self.memory.note(adapters))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["compress", "effective_rank", "spectra"]
+__all__ = ["compress", "condensed", "effective_rank", "spectra"]
 
 
 def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +34,26 @@ def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Te
     root = sigma[..., :rank].sqrt()
     L = Q1 @ (U[..., :rank] * root.unsqueeze(-2))
     return L, (root.unsqueeze(-1) * Vh[..., :rank, :]) @ Q2.mT, sigma
+
+
+def condensed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same product with one term for each direction: those that cancel are left out.
+
+    Args:
+        left: Shape ``(out, R)``, or ``(E, out, R)`` for a product each of a stack.
+        right: Shape ``(R, in)``, or ``(E, R, in)``, on the CPU; terms whose rows are bitwise the
+            same are added up.
+    """
+    keys = [row.numpy().tobytes() for row in right.movedim(-2, 0).contiguous()]
+    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    if len(number) == len(keys):
+        return left, right
+    index = torch.tensor([number[key] for key in keys], device="cpu")
+    first = torch.tensor([keys.index(key) for key in number], device="cpu")
+    several = torch.bincount(index) > 1
+    sums = left.new_zeros(*left.shape[:-1], len(number)).index_add_(-1, index, left)
+    kept = sums.flatten(0, -2).any(0) | ~several
+    return sums[..., kept], right[..., first[kept], :]
 
 
 def spectra(left: Tensor, right: Tensor, widths: list[int]) -> list[Tensor]:

@@ -49,7 +49,7 @@ class Archive:
         self.begun = header is None and self.has_originals
         self._length = self._held = _count(store)
         self._attempt = -1, ""  # the booster that was begun to be written last, and its digest
-        self._scales: dict[str, dict[int, float]] | None = None
+        self._holding: dict[str, list[int]] | None = None
         self.scores = Scores(store, self._length)
 
     @classmethod
@@ -83,13 +83,15 @@ class Archive:
             yield self.sections.record(t)
 
     def delta(self, name: str, last: int) -> tuple[Tensor, Tensor]:
-        """Return a weight's update by boosters 0 to ``last``: factors side by side, in float64."""
+        """Return a weight's update by boosters 0 to ``last``: factors side by side, in float64.
+
+        Of each booster what it put in, and then what it took out.
+        """
         *stack, rows, columns = self.header.weights[name].shape
         lefts = [torch.zeros(*stack, rows, 0, dtype=torch.float64, device="cpu")]
         rights = [torch.zeros(*stack, 0, columns, dtype=torch.float64, device="cpu")]
-        for t, scale in self._scales_of(name).items():
-            if t <= last:
-                left, right, _ = self.sections.update(t, name, scale)
+        for t in self._boosters_of(name):
+            for left, right, scale in self.sections.terms(t, name) if t <= last else ():
                 lefts.append(left.double() * scale)
                 rights.append(right.double())
         return torch.cat(lefts, -1), torch.cat(rights, -2)
@@ -114,7 +116,7 @@ class Archive:
         self.header, self.begun, self._length = header, True, length
         self.sections = Sections(self.store, header)
         self._held = _count(self.store)
-        self._scales = None
+        self._holding = None
         self.scores.hide(length)
 
     def check_unchanged(self) -> None:
@@ -145,7 +147,7 @@ class Archive:
             self.store.write(section_of(t), record.tensors, facts, self._drop_later)
         self._length = self._held = t + 1
         self.sections.grown(t, facts)
-        self._scales = None
+        self._holding = None
 
     def has_written(self, record: BoosterRecord) -> bool:
         """Return whether this object has written a booster, bit by bit the same, before."""
@@ -180,14 +182,14 @@ class Archive:
             self.store.remove(section_of(t))
             self._held = t
 
-    def _scales_of(self, name: str) -> dict[int, float]:
-        """Return the boosters that hold a weight, with the scales of their updates."""
-        if self._scales is None:
-            self._scales = {}
+    def _boosters_of(self, name: str) -> list[int]:
+        """Return the boosters that hold a weight."""
+        if self._holding is None:
+            self._holding = {}
             for t in range(len(self)):
-                for weight, scale in self.sections.facts(t)["scales"].items():
-                    self._scales.setdefault(weight, {})[t] = scale
-        return self._scales.get(name, {})
+                for weight in self.sections.facts(t)["scales"]:
+                    self._holding.setdefault(weight, []).append(t)
+        return self._holding.get(name, [])
 
 
 def read_header(store: Store) -> ChainHeader | None:

@@ -35,7 +35,7 @@ from torch_xgb.weights.weight import Weight
 
 __all__ = ["ChainHeader", "WeightFacts", "originals"]
 
-VERSION = 3
+VERSION = 4
 _ADAPTERS = ("lora", "direft")
 
 
@@ -78,7 +78,8 @@ class ChainHeader:
         model_class: "module:class" of the model.
         fingerprints: Of the original weights, once they are kept.
         run: A random name, the same for all boosters of a run.
-        version: Of what is written; before 3, boosters had no digests and did not know their run.
+        version: Of what is written; before 3, boosters had no digests and did not know their run,
+            before 4, they took nothing out.
     """
 
     settings: Mapping[str, Any]
@@ -180,7 +181,7 @@ class ChainHeader:
             ValueError: If a later version of the library wrote it, or it was changed since.
         """
         held = mapping(document)
-        if (version := held.get("version")) not in (1, 2, VERSION) or isinstance(version, bool):
+        if (version := held.get("version")) not in (1, 2, 3, VERSION) or isinstance(version, bool):
             raise ValueError(
                 f"the ledger has version {version!r}, this torch_xgb reads 1 to {VERSION}"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torch_xgb.formulas.lowrank import frobenius_norms
-from torch_xgb.formulas.spectrum import compress
+from torch_xgb.formulas.spectrum import compress, condensed
 
 __all__ = ["Kept"]
 
@@ -36,6 +36,7 @@ class Kept:
     @classmethod
     def of(cls, left: Tensor, right: Tensor, rank: int | None) -> Kept:
         """Return an update's factors, of less rank where that is asked for or loses nothing."""
+        left, right = condensed(left, right)  # put in and taken out again, it is one direction
         most = min(left.shape[-2], right.shape[-1])
         wanted = most if rank is None else min(rank, most)
         norm = float(frobenius_norms([(left, right, 1.0)]))

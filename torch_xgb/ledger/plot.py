@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_xgb.formulas.spectrum import effective_rank, spectra
 from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.ledger.records import taken_out
 from torch_xgb.ledger.scores import best_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def effective_ranks(
     for name in header.weights:
         if not name.endswith(".weight"):
             continue
-        ranks = [booster["rank"] if name in booster["scales"] else 0 for booster in facts]
+        ranks = [_terms(booster, name, header) for booster in facts]
         widths = [sum(ranks[: t + 1]) for t in times]
         if not widths[-1]:
             continue
@@ -56,6 +57,13 @@ def effective_ranks(
             totals[i] += effective_rank(sigma)
             counts[i] += widths[i] > 0
     return [total / count if count else 0.0 for total, count in zip(totals, counts, strict=True)]
+
+
+def _terms(booster: Facts, name: str, header: ChainHeader) -> int:
+    """Return how many rows a booster has in a weight's update."""
+    taken, _ = taken_out(booster, header)
+    more = taken[name]["rank"] if name in taken else 0
+    return int(booster["rank"] + more) if name in booster["scales"] else 0
 
 
 def draw_chain(

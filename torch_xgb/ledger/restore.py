@@ -71,12 +71,18 @@ def require_original(weights: Mapping[str, Weight], fingerprints: Mapping[str, i
 def replay(
     records: Iterable[BoosterRecord], weights: Mapping[str, Weight], header: ChainHeader
 ) -> None:
-    """Merge boosters in order, under the policy they were first merged with."""
+    """Merge boosters in order, under the policy they were first merged with.
+
+    What one took out when it began is taken out once more, so that everything rounds alike.
+    """
     merger = Merger(header.precision, header.seed)
     for record in records:
-        for name, (left, right, scale) in record.updates.items():
-            if name in weights:
-                merger.merge(weights[name], left, right, scale, record.booster_index)
+        t = record.booster_index
+        for name in (name for name in record.updates if name in weights):
+            if name in record.taken:
+                left, right, scale = record.taken[name]
+                merger.merge(weights[name], left, right, -scale, -1 - t)
+            merger.merge(weights[name], *record.merged(name), t)
 
 
 def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter | None:

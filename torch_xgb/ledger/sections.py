@@ -8,10 +8,10 @@ from torch import Tensor
 
 from torch_xgb.boosters.forms import Update
 from torch_xgb.ledger import digests
-from torch_xgb.ledger.facts import Facts, entry, mapping_of, natural, number, text
+from torch_xgb.ledger.facts import Facts, entry, mapping_of, natural, text
 from torch_xgb.ledger.files import damaged, reading
 from torch_xgb.ledger.header import ChainHeader
-from torch_xgb.ledger.records import BoosterRecord, read_saved, read_update
+from torch_xgb.ledger.records import BoosterRecord, check_update, read_saved, read_terms
 from torch_xgb.ledger.store import Store
 
 __all__ = ["ORIGINALS", "Sections", "section_of"]
@@ -48,9 +48,7 @@ class Sections:
         with reading(self.store.place(section_of(t))):
             if (index := entry(facts, "booster_index", natural)) != t:
                 raise ValueError(f"it is booster {index} in the place of booster {t}")
-            entry(facts, "rank", natural)
-            entry(facts, "scales", mapping_of(number))
-            entry(facts, "update_norm", mapping_of(number))
+            check_update(facts, self.header)
             self._require_run(facts)
         return facts
 
@@ -93,12 +91,15 @@ class Sections:
         """Take note that booster t was written, with these facts."""
         self._tips = {t + 1: digests.of_plain(facts)}
 
-    def update(self, t: int, name: str, scale: float) -> Update:
-        """Return booster t's update of a weight, reading nothing else of it."""
-        keys = [f"left/{name}", f"right/{name}"]
-        tensors = dict(self.tensors(section_of(t), self.facts(t), keys))
+    def terms(self, t: int, name: str) -> list[Update]:
+        """Return what booster t's change of a weight is the sum of, reading nothing else of it."""
+        facts = self.facts(t)
+
+        def read(keys: list[str]) -> dict[str, Tensor]:
+            return dict(self.tensors(section_of(t), facts, keys))
+
         with reading(self.store.place(section_of(t))):
-            return read_update(name, scale, tensors, self.header)
+            return read_terms(name, facts, read, self.header)
 
     def sealed(self, record: BoosterRecord) -> Facts:
         """Return a booster's facts with its place in the chain and its tensors' digests."""

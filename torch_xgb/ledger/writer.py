@@ -133,12 +133,24 @@ class Writer:
             if not self._mine:
                 self._begin()
 
-    def write(self, report: MergeReport, updates: Iterable[tuple[Weight, Update]]) -> None:
+    def write(
+        self,
+        report: MergeReport,
+        updates: Iterable[tuple[Weight, Update]],
+        taken: Mapping[str, Update],
+        shrinkage: float,
+    ) -> None:
         """Write down a booster that is about to be merged.
 
         Before the merge: if the disk is full, the model is unharmed, and the booster still pending.
+
+        Args:
+            report: The booster's facts.
+            updates: What is put into which weight.
+            taken: What was taken out of weights when it began, by name.
+            shrinkage: α_t.
         """
-        self.append(BoosterRecord.of(report, updates, self._trained()))
+        self.append(BoosterRecord.of(report, updates, self._trained(), taken, shrinkage))
 
     def append(self, record: BoosterRecord) -> None:
         """Write down the next booster, whole or not at all; once, if an interrupt has it repeated.

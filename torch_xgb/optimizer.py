@@ -90,7 +90,7 @@ class BoostedLowRankOptimizer(Front):
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
         accumulator_rank: Of a quantised model, whose weights stay as they are, merged boosters add
             up beside each weight, to a sum of at most this rank: the adapter it becomes. What has
-            no room is dropped and reported. See docs/guides/quantised.md.
+            no room is dropped and reported. See docs/how-to/quantise.md.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
         checkpointing: Compute blocks again in backward instead of keeping their activations: True
             for every block, or a share of them in (0, 1]. The results are the same. It begins at

@@ -64,6 +64,15 @@ def nf4(linear: nn.Linear) -> nn.Linear:
     return made.to("cpu")  # it quantises when it is moved
 
 
+def rounded(linear: nn.Linear) -> nn.Linear:
+    """Keep in float32 what NF4 dequantises to."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = nf4(linear).weight
+    linear.weight.data = dequantize_4bit(weight.data, weight.quant_state)
+    return linear
+
+
 def boosters(model: nn.Module, lr: float, seed: int, **options: Any) -> Trainee:
     """Train boosters of rank 1, 8 steps each, on 4 of 6 blocks."""
     given = {
@@ -93,9 +102,11 @@ def qlora(model: nn.Module, lr: float, seed: int) -> Trainee:
 
 
 MERGED, BESIDE = "boosters merged into bfloat16", "boosters beside NF4, sums of rank 32"
+ROUNDED = "boosters merged into float32 of NF4's values"
 FEW, QLORA = "boosters beside NF4, sums of rank 8", "QLoRA r=8, NF4"
 WAYS = (
     Way(MERGED, bfloat16, boosters, 5e-3),
+    Way(ROUNDED, rounded, boosters, 5e-3),
     Way(BESIDE, nf4, boosters, 5e-3),
     Way(FEW, nf4, few, 5e-3),
     Way(QLORA, nf4, qlora, 2e-3),

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,12 @@ from tqdm import tqdm
 from benchmarks.methods.ceiling import METHODS, VARIANTS
 from benchmarks.methods.method import Method
 from benchmarks.runs.journal import RESULTS, Journal, Record
-from benchmarks.runs.step import step
+from benchmarks.runs.step import decayed, step
 from benchmarks.subjects import bytelm
 
 JOURNAL = RESULTS / "ceiling.jsonl"
 QUICK_JOURNAL = RESULTS.parents[1] / "runs" / "ceiling-quick.jsonl"  # short, so no result
 SEARCHED = 400  # steps of a search
-WARMUP = 0.06
 _POINTS = 32  # of a recorded curve
 
 
@@ -84,7 +84,7 @@ class Run:
         model = bytelm.model(self.seed)
         trainee = self.method.build(model, self.lr, self.seed, **self.method.options)
         trainable = trainee.trainable
-        schedule, losses = LambdaLR(trainee.optimizer, self.factor), []
+        schedule, losses = LambdaLR(trainee.optimizer, partial(decayed, steps=self.steps)), []
         data = tqdm(bytelm.batches(self.steps, self.seed), self.method.name, self.steps,
                     leave=False, unit="step", disable=None)  # fmt: skip
         for batch in data:
@@ -98,11 +98,6 @@ class Run:
             record = {"loss": evaluate(model, bytelm.SCORED),
                       "held_out": evaluate(model, bytelm.SEARCH)}  # fmt: skip
         return {**record, "curve": thinned(losses), "trainable": trainable}
-
-    def factor(self, step: int) -> float:
-        """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
-        warmup = max(1, round(WARMUP * self.steps))
-        return min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup), 1.0)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from benchmarks.measures import metrics
 from benchmarks.measures.memory import peak_memory
 from benchmarks.measures.progress import Progress
 from benchmarks.methods.method import Method, Trainee
-from benchmarks.runs.step import step
+from benchmarks.runs.step import decayed, step
 from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Batch, Encoded, Task
 
@@ -90,7 +90,9 @@ class Bench:
     def _run(self, method: Method, lr: float, seed: int, watch: Watch | None) -> Outcome:
         trainee, sizes = self._build(method, lr, seed)
         steps = self.settings.steps
-        schedule = LambdaLR(trainee.optimizer, partial(self._factor, steps=steps))
+        schedule = LambdaLR(
+            trainee.optimizer, partial(decayed, steps=steps, warmup=self.settings.warmup)
+        )
         losses, seconds = [], []
         bar = Progress(
             self._batches(steps, seed), method.name, total=steps, unit="step", leave=False
@@ -164,11 +166,6 @@ class Bench:
         batches = train.grouped_batches if grouped else train.training_batches
         for batch in batches(steps, self.settings.batch_size, seed):
             yield {name: values.to(self.device) for name, values in batch.items()}
-
-    def _factor(self, step: int, steps: int) -> float:
-        """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
-        warmup = max(1, round(self.settings.warmup * steps))
-        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
 
     def _clock(self) -> float:
         """Read the time when the device has done its work."""

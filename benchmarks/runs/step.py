@@ -1,4 +1,4 @@
-"""One step of an ordinary training loop."""
+"""One step of an ordinary training loop, and the rate along it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,3 +30,9 @@ def step(
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach())
+
+
+def decayed(step: int, steps: int, warmup: float = 0.06) -> float:
+    """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
+    rising = max(1, round(warmup * steps))
+    return min((step + 1) / rising, (steps - step) / max(1, steps - rising), 1.0)

@@ -9,17 +9,20 @@ from benchmarks.measures.metrics import interval
 from benchmarks.methods import ablation, dynamics
 from benchmarks.methods.method import Method
 from benchmarks.methods.minilm import METHODS, compared
-from benchmarks.runs import causal, glue, theory
+from benchmarks.runs import causal, ceiling, glue, letting_go, regime, theory
 from benchmarks.runs.journal import Journal, Record, canonical
 from benchmarks.runs.sweep import RUNS, best
 from benchmarks.subjects.tasks import TASKS
 from benchmarks.tables import efficiency
 from benchmarks.tables.ablation import ablation_table, recorded
 from benchmarks.tables.causal import recorded_table
+from benchmarks.tables.ceiling import difference_table, loss_table, used
 from benchmarks.tables.curves import Curve, Point, draw, scatter
 from benchmarks.tables.dynamics import dynamics_table
 from benchmarks.tables.glue import rate_table, score_table
+from benchmarks.tables.letting_go import letting_go_table
 from benchmarks.tables.overview import draw_overview
+from benchmarks.tables.regime import regime_tables
 from benchmarks.tables.table import table
 from benchmarks.tables.theory import findings
 
@@ -137,6 +140,25 @@ def theory_block() -> str:
     return _with_provenance(f"```\n{lines}\n```", journal)
 
 
+def ceiling_block() -> str:
+    """Lay out the byte language model's losses, and how far each is from LoRA of its rank."""
+    journal = Journal(ceiling.JOURNAL)
+    text = f"{loss_table(journal)}\n\n{difference_table(journal)}"
+    return _with_provenance(text, used(journal))
+
+
+def letting_go_block() -> str:
+    """Lay out how fast a carried pair is let go."""
+    journal = Journal(letting_go.JOURNAL)
+    return _with_provenance(letting_go_table(journal), journal)
+
+
+def regime_block() -> str:
+    """Lay out the long runs."""
+    journal = Journal(regime.JOURNAL)
+    return _with_provenance(regime_tables(regime.QUEUE, journal), journal)
+
+
 def efficiency_block() -> str:
     """Lay out what the methods cost, and draw their scores on TREC against it."""
     journal = Journal(efficiency.JOURNAL)
@@ -215,6 +237,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "dynamics": dynamics_block,
     "crossing": crossing_block,
     "ablation": ablation_block,
+    "ceiling": ceiling_block,
+    "letting go": letting_go_block,
+    "regime": regime_block,
     "theory": theory_block,
     "efficiency": efficiency_block,
     "causal": causal_block,

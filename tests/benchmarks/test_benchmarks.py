@@ -21,6 +21,7 @@ from benchmarks.runs import glue, sweep
 from benchmarks.runs.finetune import Bench, Settings
 from benchmarks.runs.journal import Journal
 from benchmarks.runs.search import best_rate
+from benchmarks.runs.step import decayed
 from benchmarks.runs.theory import Training
 from benchmarks.subjects import minilm, tasks
 from benchmarks.subjects.choices import IGNORED, Prompts, Question, read_questions, score
@@ -60,7 +61,7 @@ def test_methods_share_batches_and_heads() -> None:
     heads = [minilm.classifier([0, 1], seed=5).classifier.weight for _ in range(2)]
     assert torch.equal(*heads)
     assert sum(len(b["labels"]) for b in bench.dev.ordered_batches(5)) == 12
-    factors = [bench._factor(step, 100) for step in range(100)]
+    factors = [decayed(step, 100) for step in range(100)]
     assert factors.index(max(factors)) == 5 and factors[-1] == pytest.approx(1 / 94)
 
 

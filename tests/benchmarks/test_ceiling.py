@@ -11,9 +11,10 @@ import torch
 from benchmarks.measures import metrics
 from benchmarks.methods.ceiling import METHODS
 from benchmarks.methods.method import Method
-from benchmarks.runs import ceiling, regime
+from benchmarks.runs import ceiling, letting_go, regime
 from benchmarks.runs.journal import Journal
 from benchmarks.subjects import bytelm, minilm, tasks
+from benchmarks.subjects.targets import Target
 from benchmarks.tables.ceiling import difference_table, loss_table
 from benchmarks.tables.regime import regime_tables
 
@@ -139,3 +140,9 @@ def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     shown = regime_tables(queue, journal)
     assert "head only" in shown and "±" in shown
+
+
+def test_a_pair_that_is_let_go_passes_the_floor_of_its_rank_and_lora_does_not() -> None:
+    floor = Target().floor(1)
+    ends = {way: letting_go.Run(way, 1, 1e-2, 0, 400)()["errors"][-1] for way in ("LoRA", "carry=0.9")}  # fmt: skip  # noqa: E501
+    assert ends["carry=0.9"] < 0.95 * floor < floor < ends["LoRA"]

@@ -1,0 +1,40 @@
+"""How fast a carried pair is let go, and what error that leaves."""
+
+from collections.abc import Sequence
+
+from benchmarks.measures.metrics import interval
+from benchmarks.runs.journal import Journal, Record
+from benchmarks.runs.letting_go import LENGTHS, RANKS, RATES, SEEDS, WAYS, Run
+from benchmarks.subjects.targets import Target
+from benchmarks.tables.table import table
+
+
+def letting_go_table(journal: Journal, ranks: Sequence[int] = RANKS) -> str:
+    """Lay out what is recorded: a row a way, for each rank and K the error, in percent."""
+    shown = [(r, steps) for r in ranks for steps in LENGTHS]
+    rows = []
+    for way in WAYS:
+        found = [recorded(way, r, steps, journal) for r, steps in shown]
+        if any(found):
+            rows.append([way, *(_error(records) for records in found)])
+    floors = [f"{100 * Target().floor(r):.1f}" for r, _ in shown]
+    head = ["error, % of the first", *(f"r = {r}, K = {steps:,}" for r, steps in shown)]
+    return table(head, [["the best map of this rank", *floors], *rows])
+
+
+def recorded(way: str, r: int, steps: int, journal: Journal) -> list[Record]:
+    """Return the records at the rate of least mean error, if all rates and seeds are there."""
+    found = []
+    for lr in RATES:
+        keys = [Run(way, r, lr, seed, steps).key for seed in range(SEEDS)]
+        if not all(key in journal for key in keys):
+            return []
+        found.append([journal[key] for key in keys])
+    return min(found, key=lambda records: sum(record["errors"][-1] for record in records))
+
+
+def _error(records: Sequence[Record]) -> str:
+    if not records:
+        return "–"
+    mean, half = interval([100 * record["errors"][-1] for record in records])
+    return f"{mean:.1f} ± {half:.1f}"

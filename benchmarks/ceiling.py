@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         bytelm.text()
     journal = Journal(ceiling.QUICK_JOURNAL if options.quick else ceiling.JOURNAL)
     if options.quick:
-        ceiling.run(ceiling.QUICK, journal, searched=4)
-        measure(journal, rounds=2)
-        print(loss_table(journal, lengths=(8,), searched=4))
+        ceiling.QUICK.run(journal)
+        measure(journal, rounds=1)
+        print(loss_table(journal, (8,), ceiling.QUICK))
         return
     if not options.table:
-        ceiling.run(ceiling.QUEUE, journal)
+        ceiling.QUEUE.run(journal)
         measure(journal, rounds=12)
     print(loss_table(journal), difference_table(journal), sep="\n\n")
 

@@ -20,7 +20,6 @@ from benchmarks.subjects import bytelm
 
 JOURNAL = RESULTS / "ceiling.jsonl"
 QUICK_JOURNAL = RESULTS.parents[1] / "runs" / "ceiling-quick.jsonl"  # short, so no result
-SEARCHED = 400  # steps of a search
 _POINTS = 32  # of a recorded curve
 
 
@@ -33,25 +32,6 @@ class Stage:
     methods: Sequence[str]
 
 
-MAIN = ("PEFT LoRA r=1", "XGBLoRA, carry=0.97 r=1", "XGBLoRA r=1")
-_EIGHT = tuple(name.replace("r=1", "r=8") for name in MAIN)
-_OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *_EIGHT))
-# What is least missed comes last, as whatever stops the queue cuts it there.
-QUEUE = (
-    Stage(1600, 1, MAIN[:2]),
-    Stage(1600, 1, (*MAIN, *VARIANTS)),
-    Stage(1600, 2, MAIN[:2]),
-    Stage(1600, 3, MAIN),
-    Stage(6400, 1, MAIN),
-    Stage(1600, 1, ("full", *_EIGHT, *_OTHERS)),
-    Stage(400, 3, MAIN),
-    Stage(6400, 1, ("full", *_EIGHT)),
-    Stage(6400, 3, MAIN),
-)
-LENGTHS, SEEDS = (400, 1600, 6400), 3  # of the table
-QUICK = (Stage(8, 1, tuple(METHODS)),)
-
-
 @dataclass(frozen=True)
 class Run:
     """One training run, and all that its result depends on."""
@@ -60,6 +40,7 @@ class Run:
     lr: float
     seed: int
     steps: int
+    windows: int = bytelm.WINDOWS  # that it is scored on
 
     @property
     def key(self) -> dict[str, Any]:
@@ -70,6 +51,7 @@ class Run:
             "seed": self.seed,
             "steps": self.steps,
             "text": bytelm.digest(),
+            **({} if self.windows == bytelm.WINDOWS else {"windows": self.windows}),
         }
 
     def __call__(self) -> Record:
@@ -95,20 +77,19 @@ class Run:
         record: Record = {"loss": None, "held_out": None}
         if len(losses) == self.steps:
             model = trainee.finish()
-            record = {"loss": evaluate(model, bytelm.SCORED),
-                      "held_out": evaluate(model, bytelm.SEARCH)}  # fmt: skip
+            record = {"loss": self._evaluated(model, bytelm.SCORED),
+                      "held_out": self._evaluated(model, bytelm.SEARCH)}  # fmt: skip
         return {**record, "curve": thinned(losses), "trainable": trainable}
 
-
-@torch.no_grad()
-def evaluate(model: nn.Module, part: str) -> float:
-    """Return the mean loss on the part's windows, in nats a byte."""
-    model.eval()
-    losses, rows = [], []
-    for batch in bytelm.scoring(part):
-        losses.append(float(model(**batch).loss))
-        rows.append(len(batch["labels"]))
-    return round(sum(a * b for a, b in zip(losses, rows, strict=True)) / sum(rows), 5)
+    @torch.no_grad()
+    def _evaluated(self, model: nn.Module, part: str) -> float:
+        """Return the mean loss on the part's windows, in nats a byte."""
+        model.eval()
+        losses, rows = [], []
+        for batch in bytelm.scoring(part, self.windows):
+            losses.append(float(model(**batch).loss))
+            rows.append(len(batch["labels"]))
+        return round(sum(a * b for a, b in zip(losses, rows, strict=True)) / sum(rows), 5)
 
 
 def thinned(losses: Sequence[float]) -> list[float]:
@@ -118,30 +99,64 @@ def thinned(losses: Sequence[float]) -> list[float]:
     return [round(statistics.fmean(part), 4) for part in parts]
 
 
-def searches(method: Method, journal: Journal, steps: int = SEARCHED) -> list[Run]:
-    """Return the runs of a method's search, as far as they are known.
+@dataclass(frozen=True)
+class Queue:
+    """Stages with the search that goes before them.
 
-    Every rate of its grid, and where the best is at an end of the grid one beyond it.
+    Attributes:
+        stages: In the order they are done.
+        searched: K of a search.
+        windows: That a run is scored on.
     """
-    runs = [Run(method, lr, 0, steps) for lr in method.grid]
-    found = _losses(runs, journal)
-    if len(found) == len(runs):
-        best = min(found, key=lambda lr: found[lr])
-        beyond = {min(found): best / 2, max(found): 2 * best}.get(best)
-        runs += [Run(method, beyond, 0, steps)] if beyond else []
-    return runs
 
+    stages: Sequence[Stage]
+    searched: int = 400
+    windows: int = bytelm.WINDOWS
 
-def rate(method: Method, journal: Journal, steps: int = SEARCHED) -> float | None:
-    """Return the rate that a method's search has found; None while it is not complete.
+    def searches(self, method: Method, journal: Journal) -> list[Run]:
+        """Return the runs of a method's search, as far as they are known.
 
-    A grid of one rate needs no search.
-    """
-    if len(method.grid) == 1:
-        return method.grid[0]
-    runs = searches(method, journal, steps)
-    found = _losses(runs, journal)
-    return min(found, key=lambda lr: found[lr]) if len(found) == len(runs) else None
+        Every rate of its grid, and where the best is at an end of the grid one beyond it.
+        """
+        runs = [self._run(method, lr, 0, self.searched) for lr in method.grid]
+        found = _losses(runs, journal)
+        if len(found) == len(runs):
+            best = min(found, key=lambda lr: found[lr])
+            beyond = {min(found): best / 2, max(found): 2 * best}.get(best)
+            runs += [self._run(method, beyond, 0, self.searched)] if beyond else []
+        return runs
+
+    def rate(self, method: Method, journal: Journal) -> float | None:
+        """Return the rate that a method's search has found; None while it is not complete.
+
+        A grid of one rate needs no search.
+        """
+        if len(method.grid) == 1:
+            return method.grid[0]
+        runs = self.searches(method, journal)
+        found = _losses(runs, journal)
+        return min(found, key=lambda lr: found[lr]) if len(found) == len(runs) else None
+
+    def final(self, method: Method, seed: int, steps: int, journal: Journal) -> Run | None:
+        """Return a method's scored run at the rate that its search found, if it has."""
+        lr = self.rate(method, journal)
+        return None if lr is None else self._run(method, lr, seed, steps)
+
+    def run(self, journal: Journal) -> None:
+        """Do what the journal lacks: searches as they are needed, every method before any seed."""
+        for stage in self.stages:
+            for method in map(METHODS.__getitem__, stage.methods):
+                while self.rate(method, journal) is None:
+                    for one in self.searches(method, journal):
+                        _once(one, journal)
+            for seed in range(stage.seeds):
+                for method in map(METHODS.__getitem__, stage.methods):
+                    one = self.final(method, seed, stage.steps, journal)
+                    assert one is not None
+                    _once(one, journal)
+
+    def _run(self, method: Method, lr: float, seed: int, steps: int) -> Run:
+        return Run(method, lr, seed, steps, self.windows)
 
 
 def _losses(runs: Sequence[Run], journal: Journal) -> dict[float, float]:
@@ -150,29 +165,27 @@ def _losses(runs: Sequence[Run], journal: Journal) -> dict[float, float]:
     return {lr: math.inf if loss is None else loss for lr, loss in records.items()}
 
 
-def final(method: Method, seed: int, steps: int, journal: Journal, searched: int) -> Run | None:
-    """Return a method's scored run at the rate that its search found, if it has."""
-    lr = rate(method, journal, searched)
-    return None if lr is None else Run(method, lr, seed, steps)
-
-
-def run(queue: Sequence[Stage], journal: Journal, searched: int = SEARCHED) -> None:
-    """Do what the journal lacks: searches as they are needed, every method before any seed."""
-    for stage in queue:
-        for name in stage.methods:
-            while rate(METHODS[name], journal, searched) is None:
-                for one in searches(METHODS[name], journal, searched):
-                    _once(one, journal)
-        for seed in range(stage.seeds):
-            for name in stage.methods:
-                one = final(METHODS[name], seed, stage.steps, journal, searched)
-                assert one is not None
-                _once(one, journal)
-
-
 def _once(run: Run, journal: Journal) -> None:
     if run.key not in journal:
         record = journal.once(run.key, run)
         loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
         print(f"{run.method.name:28} {run.lr:<7g} seed {run.seed} K {run.steps:<5} "
               f"{loss}, {record['wall_s']:.0f} s", flush=True)  # fmt: skip
+
+
+MAIN = ("PEFT LoRA r=1", "XGBLoRA, carry=0.97 r=1", "XGBLoRA r=1")
+_EIGHT = tuple(name.replace("r=1", "r=8") for name in MAIN)
+_OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *_EIGHT))
+LENGTHS, SEEDS = (400, 1600, 6400), 3  # of the table
+# What is least missed comes last, as whatever stops the queue cuts it there.
+QUEUE = Queue((
+    Stage(1600, 1, MAIN[:2]),
+    Stage(400, 3, (*MAIN[:2], *VARIANTS)),
+    Stage(1600, 1, (*MAIN, *VARIANTS)),
+    Stage(1600, 3, MAIN),
+    Stage(6400, 1, MAIN),
+    Stage(1600, 1, ("full", *_EIGHT, *_OTHERS)),
+    Stage(6400, 1, ("full", *_EIGHT)),
+    Stage(6400, 3, MAIN),
+))  # fmt: skip
+QUICK = Queue((Stage(8, 1, tuple(METHODS)),), searched=4, windows=64)

@@ -27,11 +27,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "LoRA": {"kappa": None},
     "the paper's": {},
     "carry=0.97": {"carry": 0.97},
-    "carry tied, 0.97": {"tied": 0.97},
     "carry=0.9": {"carry": 0.9},
+    "carry=0.7": {"carry": 0.7},
+    "carry tied, 0.97": {"tied": 0.97},
     "carry tied, 0.9": {"tied": 0.9},
     "carry tied, 0.8": {"tied": 0.8},
-    "carry=0.7": {"carry": 0.7},
 }
 
 

@@ -23,7 +23,6 @@ from benchmarks.subjects.tasks import TASKS, load_task
 
 JOURNAL = RESULTS / "regime.jsonl"
 QUICK_JOURNAL = RESULTS.parents[1] / "runs" / "regime-quick.jsonl"  # short, so no result
-CHECKPOINTS = 6
 METHODS = (
     "XGBLoRA r=1, carry=0.97",
     "PEFT LoRA r=8",
@@ -40,6 +39,7 @@ class Stage:
     task: str
     steps: int
     seeds: int = 1
+    checkpoints: int = 6
 
 
 # The papers' lengths are those of the last stages.
@@ -54,7 +54,7 @@ QUEUE = (
     Stage("STS-B", 10000, 3),
     Stage("CoLA", 10000, 3),
 )
-QUICK = (Stage("TREC", 8),)
+QUICK = (Stage("TREC", 8, checkpoints=1),)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Run:
     lr: float
     seed: int
     steps: int
+    checkpoints: int
 
     @property
     def key(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Run:
             "seed": self.seed,
             "steps": self.steps,
             "length": TASKS[self.task].length,
-            "checkpoints": CHECKPOINTS,
+            "checkpoints": self.checkpoints,
             **SHARED,
         }
 
@@ -90,7 +91,7 @@ class Run:
         return {"method": self.method.name, "checkpoints": found, **numbers}
 
     def _look(self, scored: Encoded, found: list[Record], step: int, model: nn.Module) -> None:
-        due = [round(self.steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)]
+        due = [round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints)]
         if step in due:
             bench, _ = _bench(self.task, self.steps)
             parts = {SEARCH: bench.dev, FINAL: scored}
@@ -125,7 +126,8 @@ def planned(stage: Stage, seed: int, journal: Journal) -> list[Run]:
     """
     own, methods = glue.Size(searched=()), compared(stage.steps)
     rates = {name: glue.rate(stage.task, name, own, journal) for name in METHODS}
-    return [Run(stage.task, methods[n], lr, seed, stage.steps) for n, lr in rates.items() if lr]
+    rest = (seed, stage.steps, stage.checkpoints)
+    return [Run(stage.task, methods[n], lr, *rest) for n, lr in rates.items() if lr]
 
 
 def run(queue: Sequence[Stage], journal: Journal) -> None:

@@ -24,7 +24,7 @@ BESIDE = ("tokens", "places", "norm_in", "norm_between", "norm_out", "head")
 TRAIN, SEARCH, SCORED = "train", "held out", "scored"
 _UPTO = ((0.9, TRAIN), (0.95, SEARCH), (1.0, SCORED))  # shares of the files
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_WINDOWS = 512  # of LENGTH bytes, that a model is scored on
+WINDOWS = 512  # of LENGTH bytes, that a model is scored on
 
 
 class Output(NamedTuple):
@@ -120,7 +120,7 @@ def batches(steps: int, seed: int) -> Iterator[Batch]:
         yield _windows(read, torch.randint(len(read) - LENGTH, (ROWS,), generator=generator))
 
 
-def scoring(part: str, windows: int = _WINDOWS) -> Iterator[Batch]:
+def scoring(part: str, windows: int = WINDOWS) -> Iterator[Batch]:
     """Yield the windows a model is scored on, evenly spread, the same for all."""
     read = text()[part]
     starts = torch.linspace(0, len(read) - LENGTH - 1, windows).long()

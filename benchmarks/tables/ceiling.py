@@ -6,33 +6,34 @@ from functools import partial
 from benchmarks.measures.ceiling import counted, interleaved, ratios
 from benchmarks.measures.metrics import interval
 from benchmarks.methods.ceiling import METHODS
-from benchmarks.runs.ceiling import LENGTHS, SEARCHED, SEEDS, final, rate
+from benchmarks.runs.ceiling import LENGTHS, QUEUE, SEEDS, Queue
 from benchmarks.runs.journal import Journal, Record
 from benchmarks.tables.table import table
 
 UNIT = "PEFT LoRA r=1"
 
 
-def losses(name: str, steps: int, journal: Journal, searched: int = SEARCHED) -> list[float | None]:
+def losses(name: str, steps: int, journal: Journal, queue: Queue = QUEUE) -> list[float | None]:
     """Return the recorded losses of a method, one a seed; None for a run that diverged."""
-    runs = [final(METHODS[name], seed, steps, journal, searched) for seed in range(SEEDS)]
+    runs = [queue.final(METHODS[name], seed, steps, journal) for seed in range(SEEDS)]
     return [journal[run.key]["loss"] for run in runs if run and run.key in journal]
 
 
-def loss_table(journal: Journal, lengths: Sequence[int] = LENGTHS, searched: int = SEARCHED) -> str:
+def loss_table(journal: Journal, lengths: Sequence[int] = LENGTHS, queue: Queue = QUEUE) -> str:
     """Lay out what is recorded: a row a method, a column a K, then what a step costs."""
     rows = []
     for name, method in METHODS.items():
-        cells = [_loss(losses(name, steps, journal, searched)) for steps in lengths]
-        lr = rate(method, journal, searched)
-        if lr and any(cell != "–" for cell in cells):
-            rows.append([name, f"{lr:g}", *cells, *_costs(name, journal)])
-    head = ["method", "rate", *(f"K = {steps:,}" for steps in lengths)]
-    return table([*head, "trained", "memory", "FLOPs a step", "time a step"], rows)
+        found = [losses(name, steps, journal, queue) for steps in lengths]
+        if any(found):
+            lr = queue.rate(method, journal)
+            rows.append([name, f"{lr:g}", *map(_loss, found), *_costs(name, journal)])
+    head = ["method", "rate", *(f"K = {steps:,} (seeds)" for steps in lengths)]
+    costs = ["trained", "memory", "FLOPs a step", *(["time a step"] if _TIMES in journal else [])]
+    return table([*head, *costs], rows)
 
 
 def difference_table(
-    journal: Journal, lengths: Sequence[int] = LENGTHS, searched: int = SEARCHED
+    journal: Journal, lengths: Sequence[int] = LENGTHS, queue: Queue = QUEUE
 ) -> str:
     """Lay out how far each method is from LoRA of its rank, paired by seed."""
     rows = []
@@ -42,11 +43,11 @@ def difference_table(
             continue
         cells = []
         for steps in lengths:
-            pairs = zip(*(losses(n, steps, journal, searched) for n in (name, other)), strict=False)
-            cells.append(_difference([a - b for a, b in pairs if a is not None and b is not None]))
+            pairs = zip(*(losses(n, steps, journal, queue) for n in (name, other)), strict=False)
+            cells.append(_mean([a - b for a, b in pairs if a is not None and b is not None], "+"))
         if any(cell != "–" for cell in cells):
-            rows.append([f"{name}, less LoRA's", *cells])
-    return table(["loss", *(f"K = {steps:,}" for steps in lengths)], rows)
+            rows.append([name, *cells])
+    return table(["loss, less LoRA's", *(f"K = {steps:,}" for steps in lengths)], rows)
 
 
 def used(journal: Journal, lengths: Sequence[int] = LENGTHS) -> list[Record]:
@@ -70,24 +71,24 @@ def _counts(name: str) -> dict[str, object]:
 
 def _costs(name: str, journal: Journal) -> list[str]:
     """Format what is trained, the peak of memory, and FLOPs and time in units of LoRA's."""
+    times = [_time(name, journal)] if _TIMES in journal else []
     if _counts(name) not in journal or _counts(UNIT) not in journal:
-        return ["–"] * 4
+        return ["–", "–", "–", *times]
     own, unit = journal[_counts(name)], journal[_counts(UNIT)]
-    times = journal[_TIMES]["cpu_s"] if _TIMES in journal else {}
-    time = f"{ratios(times, UNIT)[name]:.2f}" if name in times else "–"
     memory, flops = f"{own['peak'] / 1e6:.1f} MB", f"{own['flops'] / unit['flops']:.2f}"
-    return [f"{own['trainable']:,}", memory, flops, time]
+    return [f"{own['trainable']:,}", memory, flops, *times]
+
+
+def _time(name: str, journal: Journal) -> str:
+    times = journal[_TIMES]["cpu_s"]
+    return f"{ratios(times, UNIT)[name]:.2f}" if name in times else "–"
 
 
 def _loss(found: Sequence[float | None]) -> str:
     known = [loss for loss in found if loss is not None]
     if len(known) < len(found):
         return f"{len(found) - len(known)} of {len(found)} diverged"
-    return _mean(known, "")
-
-
-def _difference(found: Sequence[float]) -> str:
-    return _mean(found, "+")
+    return f"{_mean(known, '')} ({len(known)})" if known else "–"
 
 
 def _mean(found: Sequence[float], sign: str) -> str:

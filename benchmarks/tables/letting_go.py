@@ -10,13 +10,11 @@ from benchmarks.tables.table import table
 
 
 def letting_go_table(journal: Journal, ranks: Sequence[int] = RANKS) -> str:
-    """Lay out what is recorded: a row a way, for each rank and K the error, in percent."""
-    shown = [(r, steps) for r in ranks for steps in LENGTHS]
-    rows = []
-    for way in WAYS:
-        found = [recorded(way, r, steps, journal) for r, steps in shown]
-        if any(found):
-            rows.append([way, *(_error(records) for records in found)])
+    """Lay out what is recorded: a row a way, a column a rank and K, the error in percent."""
+    every = [(r, steps) for r in ranks for steps in LENGTHS]
+    found = {at: {way: recorded(way, *at, journal) for way in WAYS} for at in every}
+    shown = [at for at in every if any(found[at].values())]
+    rows = [[way, *(_error(found[at][way]) for at in shown)] for way in WAYS]
     floors = [f"{100 * Target().floor(r):.1f}" for r, _ in shown]
     head = ["error, % of the first", *(f"r = {r}, K = {steps:,}" for r, steps in shown)]
     return table(head, [["the best map of this rank", *floors], *rows])

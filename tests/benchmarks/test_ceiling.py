@@ -1,6 +1,5 @@
 """The byte language model and the long runs: what is split, trained, searched, recorded, shown."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -61,33 +60,31 @@ def test_a_search_looks_one_rate_beyond_an_end(tmp_path: Path) -> None:
     wanted = {1e-3: (2.0, [5e-4]), 2e-3: (1.0, []), 4e-3: (None, [])}
     for best, (_, beyond) in wanted.items():
         journal = Journal(tmp_path / f"{best}.jsonl")
-        assert ceiling.rate(method, journal) is None
-        for run in ceiling.searches(method, journal):
+        assert ceiling.QUEUE.rate(method, journal) is None
+        for run in ceiling.QUEUE.searches(method, journal):
             loss = None if run.lr == 4e-3 else abs(run.lr - best)  # the highest diverges
             journal.once(run.key, lambda loss=loss: {"held_out": loss})
-        extra = [run.lr for run in ceiling.searches(method, journal)[3:]]
+        extra = [run.lr for run in ceiling.QUEUE.searches(method, journal)[3:]]
         if best == 4e-3:
-            assert ceiling.rate(method, journal) == 2e-3
+            assert ceiling.QUEUE.rate(method, journal) == 2e-3
         else:
             assert extra == beyond
-            assert ceiling.rate(method, journal) == (None if beyond else best)
+            assert ceiling.QUEUE.rate(method, journal) == (None if beyond else best)
 
 
-def test_a_queue_goes_on_and_is_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = bytelm.scoring
-    monkeypatch.setattr(bytelm, "scoring", lambda part: itertools.islice(whole(part, 4), 1))
-    path = tmp_path / "ceiling.jsonl"
-    queue = (ceiling.Stage(2, 2, ("embeddings and head alone", "PEFT LoRA r=1", "XGBLoRA r=1")),)
-    ceiling.run(queue, Journal(path), searched=1)
+def test_a_queue_goes_on_and_is_laid_out(tmp_path: Path) -> None:
+    path, names = tmp_path / "ceiling.jsonl", ("PEFT LoRA r=1", "XGBLoRA, carry=0.9 r=1")
+    queue = ceiling.Queue((ceiling.Stage(2, 2, names),), searched=1, windows=4)
+    queue.run(Journal(path))
     text = path.read_text(encoding="utf-8")
-    ceiling.run(queue, Journal(path), searched=1)
+    queue.run(Journal(path))
     assert path.read_text(encoding="utf-8") == text
     records = [json.loads(line) for line in text.splitlines()]
     assert {r["key"]["seed"] for r in records} == {0, 1}
     assert all(0 < r["loss"] < 7 and 0 < r["held_out"] < 7 for r in records)
-    shown = loss_table(Journal(path), lengths=(2,), searched=1)
-    assert "±" in shown and "XGBLoRA r=1 " in shown and "r=8" not in shown
-    assert "XGBLoRA r=1" in difference_table(Journal(path), lengths=(2,), searched=1)
+    shown = loss_table(Journal(path), (2,), queue)
+    assert "±" in shown and "carry=0.9 r=1 " in shown and "r=8" not in shown
+    assert "carry=0.9 r=1" in difference_table(Journal(path), (2,), queue)
 
 
 def test_a_diverged_run_is_recorded_as_one(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_wheel_holds_every_module_under_its_installed_name(wheel: Path) -> None:
 def test_wheel_asks_for_torch_alone(wheel: Path) -> None:
     required = metadata_of(wheel).get_all("Requires-Dist") or []
     unconditional = [line for line in required if "extra ==" not in line]
-    assert unconditional == PYPROJECT["project"]["dependencies"] == ["torch>=2.6"]
+    assert unconditional == PYPROJECT["project"]["dependencies"] == ["torch>=2.9"]
 
 
 def test_wheel_names_its_version_and_licence(wheel: Path) -> None:

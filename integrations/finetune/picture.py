@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = ["draw_run"]
 
+_ALIKE = ("eval_accuracy", "eval_f1", "eval_pearson", "eval_spearman")  # shares, at most 1
 Log = Sequence[Mapping[str, Any]]
 
 
@@ -25,27 +26,33 @@ def draw_run(history: Log, file: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    curves = _curves(history)
-    figure = Figure(figsize=(7, 2.2 * len(curves)), layout="constrained")
-    axes = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
-    for axis, (title, (steps, values)) in zip(axes, curves.items(), strict=True):
-        axis.plot(steps, values, marker="." if len(steps) < 40 else None)
-        axis.set_ylabel(title)
+    panels = [curves for names in _panels(history) if (curves := _curves(history, names))]
+    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axis, curves in zip(axes, panels, strict=True):
+        for name, (steps, values) in curves.items():
+            axis.plot(steps, values, marker="." if len(steps) < 40 else None, label=name)
+        axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(file, dpi=120)
     return file
 
 
-def _curves(history: Log) -> dict[str, tuple[list[int], list[float]]]:
-    names = {"loss": "loss", "eval_loss": "loss, dev"}
-    scored = {n for entry in history for n in entry if n.startswith("eval_")}
-    others = [n for n in sorted(scored) if not n.endswith(("_runtime", "_per_second", "_loss"))]
-    names |= {name: f"{name.removeprefix('eval_')}, dev" for name in others}
-    names["booster/update_norm"] = "a booster's ‖ΔW‖"
+def _panels(history: Log) -> list[dict[str, str]]:
+    """Return what is drawn together, each with its name in the legend."""
+    scored = {name for entry in history for name in entry if name.startswith("eval_")}
+    scored = {name for name in scored if not name.endswith(("_runtime", "_per_second", "_loss"))}
+    alike = [[n for n in _ALIKE if n in scored], *([n] for n in sorted(scored - {*_ALIKE}))]
+    shown = [{n: f"{n.removeprefix('eval_')}, dev" for n in names} for names in alike]
+    losses = {"loss": "loss", "eval_loss": "loss, dev"}
+    return [losses, *shown, {"booster/update_norm": "a booster's ‖ΔW‖"}]
+
+
+def _curves(history: Log, names: Mapping[str, str]) -> dict[str, tuple[list[int], list[float]]]:
     found = {}
     for name, title in names.items():
-        points = {entry["step"]: entry[name] for entry in history if name in entry}
-        if points:
+        if points := {entry["step"]: entry[name] for entry in history if name in entry}:
             found[title] = ([*points], [*points.values()])
     return found

@@ -84,8 +84,8 @@ def finetune(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         begun = _Begun(folder, told)
         trainer.add_callback(begun)
         last = folder.last_checkpoint()
-        if last is None and isinstance(ledger := recipe.boosted.get("record"), (str, os.PathLike)):
-            _set_aside(folder, Path(ledger))
+        if last is None and trainer.is_world_process_zero():
+            _set_aside(folder, recipe.boosted.get("record"))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         scores = _scores(trainer.evaluate())
         result = {
@@ -196,8 +196,8 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says it
 
 
-def _set_aside(folder: RunFolder, ledger: Path) -> None:
-    if aside := folder.set_aside(ledger):
+def _set_aside(folder: RunFolder, ledger: object) -> None:
+    if isinstance(ledger, (str, os.PathLike)) and (aside := folder.set_aside(Path(ledger))):
         _log.warning(
             "no checkpoint goes with the boosters in %s: they are in %s now", ledger, aside
         )

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with redirect_stdout(sys.stderr):  # where other libraries' words belong
             answer = options.run_command(options)
-        print(answer.printed(options.json))
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+            print(answer.printed(options.json))
     except _EXPECTED as error:
         if os.environ.get(_TRACEBACK):
             raise

@@ -23,6 +23,12 @@ from transformers import (
 from bases import Averaging
 from torch_xgb import BoostedLowRankOptimizer, Chain, LossPlateau
 
+# Its name changed in the course of transformers 5.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if hasattr(TrainingArguments, name)
+)
 SETTINGS: dict[str, Any] = {"r": 1, "kappa": 3, "layers_per_booster": 2, "lr": 1e-2}
 
 
@@ -294,8 +300,8 @@ def test_the_trainers_checkpointing_stops_at_the_lowest_drawn_block(
     """With reentrance the embeddings' gradients are needed: all blocks are computed again."""
     ends, calls = [], []
     for checkpointed in (False, True):
-        arguments: dict[str, Any] = {"activation_checkpointing": checkpointed}
-        arguments["activation_checkpointing_kwargs"] = {"use_reentrant": use_reentrant}
+        arguments: dict[str, Any] = {CHECKPOINTING: checkpointed}
+        arguments[f"{CHECKPOINTING}_kwargs"] = {"use_reentrant": use_reentrant}
         trainer = make(
             tmp_path,
             settings={"layer_sampler": lambda *_: [1, 2]},
@@ -312,7 +318,7 @@ def test_the_trainers_checkpointing_stops_at_the_lowest_drawn_block(
 
 
 def test_input_gradients_of_an_optimizer_given_to_the_trainer(tmp_path: Path) -> None:
-    trainer = make(tmp_path, max_steps=2, activation_checkpointing=True)
+    trainer = make(tmp_path, max_steps=2, **{CHECKPOINTING: True})
     trainer.optimizer = BoostedLowRankOptimizer(AdamW, trainer.model, **SETTINGS)
     trainer.optimizer_cls_and_kwargs = None
     trainer.add_callback(BoostingCallback(trainer))

@@ -43,6 +43,7 @@ FP32 = EVERY | {
     ),
     "3, unused anchor": Case(3, clip=0.02, settings=NO_HEADS, spare=True),
     "3, A from the gradient": Case(3, clip=0.5, settings={"init": "gradient"}),
+    "3, experts": Case(3, clip=0.02, settings={"target_parameters": ["experts"], **NO_HEADS}),
     "3, DiReFT": Case(3, clip=0.5, settings={"adapter": "direft"}),
     "2, pairs carried": Case(2, clip=0.5, settings={"carry": 0.7}),
     "3, pairs carried": Case(3, clip=0.5, settings={"carry": 0.7}),

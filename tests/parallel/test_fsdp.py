@@ -9,12 +9,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
 from processes import run, share
-from tiny import batches, stack
+from tiny import batches, pooled, stack
 from torch_xgb import BoostedLowRankOptimizer
 
 pytestmark = pytest.mark.distributed
@@ -28,6 +28,8 @@ def shard(model: nn.Module, how: str) -> nn.Module:
     mesh = init_device_mesh("cpu", (1, size) if how == "hybrid" else (size,), mesh_dim_names=names)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if how == "mixed" else None
     options = {"mesh": mesh} | ({} if policy is None else {"mp_policy": policy})
+    if how == "columns":  # within the experts
+        options["shard_placement_fn"] = lambda p: Shard(p.shape.index(10)) if p.ndim == 3 else None
     for block in model.blocks:
         fully_shard(block, **options)
     return fully_shard(model, **options)
@@ -36,6 +38,8 @@ def shard(model: nn.Module, how: str) -> nn.Module:
 def build(settings: dict[str, Any], how: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     kind = "conv1d" if how == "conv1d" else "linear"
     model = stack(3, kind, dtype)
+    if "target_parameters" in settings:
+        pooled(model)
     if how == "after":
         optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS | settings)
         shard(model, how)
@@ -88,6 +92,9 @@ CASES = {
     "checkpointed": ({"checkpointing": True}, "blocks"),
     "checkpointed-after": ({"checkpointing": True}, "after"),
     "carry": ({"carry": 0.7, "layers_per_booster": 3}, "blocks"),
+    "experts": ({"target_parameters": ["experts"], "r": 2}, "blocks"),
+    "experts-after": ({"target_parameters": ["experts"]}, "after"),
+    "experts-within": ({"target_parameters": ["experts"], "r": 2}, "columns"),
 }
 
 

@@ -41,6 +41,21 @@ class Block(nn.Module):
         return x + self.down(torch.tanh(self.up(x)))
 
 
+class Pool(nn.Module):
+    """Three experts in a stack (E, out, in), or (E, in, out), each input a mixture of all."""
+
+    def __init__(self, in_features: int, out_features: int, is_transposed: bool = False) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.gate = nn.Linear(in_features, 3)
+        sides = (in_features, out_features) if is_transposed else (out_features, in_features)
+        self.experts = nn.Parameter(torch.empty(3, *sides).uniform_(-0.4, 0.4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = self.experts.mT if self.is_transposed else self.experts
+        return torch.einsum("...e,eoi,...i->...o", self.gate(x).softmax(-1), experts, x)
+
+
 class Stack(nn.Module):
     """Blocks between a linear embedding and a linear head: the shape of a transformer.
 
@@ -74,6 +89,16 @@ def stack(
         torch.manual_seed(seed)
         model = Stack(tuple(hiddens) or (HIDDEN,) * depth, KINDS[kind])
     return model.to(dtype)
+
+
+def pooled(model: Stack) -> Stack:
+    """The stack with experts at the end of every block."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for i, block in enumerate(model.blocks):
+            pool = Pool(block.up.out_features, WIDTH, is_transposed=i == 1)
+            block.down = pool.to(model.embed.weight.dtype)
+    return model
 
 
 def batches(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Batch]:

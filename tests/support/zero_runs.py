@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
 from processes import share
-from tiny import batches, stack
+from tiny import batches, pooled, stack
 from torch_xgb import BoostedLowRankOptimizer
 
 SETTINGS: dict[str, Any] = {
@@ -60,6 +60,8 @@ class Case:
 def model(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """Odd widths, so that shards begin and end within rows."""
     net = stack(hiddens=(9, 7, 5), dtype=dtype, seed=seed)
+    if "target_parameters" in case.settings:
+        pooled(net)
     if case.spare:
         net.spare = nn.LayerNorm(3)
     if case.checkpointed:

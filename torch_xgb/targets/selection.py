@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.heads import find_heads, left_out, named_modules, warn_of_frozen
-from torch_xgb.targets.layers import Layer, Target, is_transposed, is_linear
+from torch_xgb.targets.layers import Layer, Target, is_linear, is_transposed
 from torch_xgb.targets.names import Matches, Names, excluding, matcher
 from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
 from torch_xgb.targets.quantised import base_tensors, check_beside, is_quantised_linear

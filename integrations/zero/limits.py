@@ -44,6 +44,7 @@ def refuse(engine: Any, boosted: BoostedLowRankOptimizer) -> None:  # noqa: ANN4
         "zero_quantized_nontrainable_weights": zero3
         and engine.zero_quantized_nontrainable_weights(),
         "offload_param to NVMe": offload is not None and offload.device == "nvme",
+        "quantised weights": bool(boosted.boosting.booster.beside),
         "modules_to_save_optimizer=": boosted.boosting.settings.modules_to_save_optimizer
         is not None,
         "record= under ZeRO-3, for a ledger keeps whole weights": zero3

@@ -8,7 +8,8 @@ import torch
 from benchmarks.methods.grids import GRIDS, Grid, Update
 from benchmarks.runs import quantised
 from benchmarks.runs.quantised import Trained
-from benchmarks.tables.precision import quantised_table
+from benchmarks.methods.beside import WAYS, bfloat16, hold, tensors_of
+from benchmarks.tables.precision import beside_table, quantised_table
 
 
 def weight(rows: int = 64, columns: int = 128) -> torch.Tensor:
@@ -70,3 +71,15 @@ def test_each_way_keeps_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["NF4", "requantised"]["bits"] == 4.5
     assert rows["NF4", "with a residual"]["bits"] == 20.5
     assert "int8, requantised" in quantised_table([{"lr": 0.1, **row} for row in rows.values()])
+
+
+def test_what_is_trained_beside_a_base_is_counted_and_laid_out() -> None:
+    model = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 8), "classifier": torch.nn.Linear(8, 2)})
+    kept = tensors_of(hold(model, bfloat16))
+    assert [(tuple(t.shape), t.dtype) for t in kept] == [((8, 4), torch.bfloat16)]
+    assert model["classifier"].weight.dtype == torch.float32
+    figures = {"lr": 1e-3, "base": 5e6, "beside": 1e6, "loss": 0.5, "lost": None}
+    rows = [{"way": w.name, "score": s, **figures} for w in WAYS for s in (0.25, 0.75)]
+    table = beside_table(rows)
+    assert all(way.name in table for way in WAYS)
+    assert table.count("0.250 0.750") == len(WAYS) and "5.0" in table

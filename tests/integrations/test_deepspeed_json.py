@@ -14,6 +14,7 @@ from torch_xgb.integrations.zero.client import Client
 from torch_xgb.integrations.zero.configuration import NAME, from_json
 from torch_xgb.integrations.zero.limits import refuse
 
+from quantised import quantised_stack
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer
 
@@ -132,6 +133,13 @@ def test_limits_are_said(differing: dict[str, Any], says: str) -> None:
     refuse(engine(model), optimizer)
     with pytest.raises(ValueError, match=says):
         refuse(engine(model, **differing), optimizer)
+
+
+def test_quantised_weights_are_a_limit() -> None:
+    model = quantised_stack(dtype=torch.float32)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, lr=0.1)
+    with pytest.raises(ValueError, match="quantised weights"):
+        refuse(engine(model), optimizer)
 
 
 def test_limit_ledger_under_zero3() -> None:

@@ -239,7 +239,13 @@ def _most_residual(boosting: Boosting) -> int:
 def _count(parameters: Iterable[Tensor]) -> int:
     """Count entries of whole Parameters, each once, wherever they are kept."""
     each = {id(p): p for p in parameters}.values()
-    return sum(math.prod(place_of(p).shape) for p in each)
+    return sum(math.prod(_shape(p)) for p in each)
+
+
+def _shape(parameter: Tensor) -> Sequence[int]:
+    """Return a Parameter's, or that of the weight which bitsandbytes has packed into it."""
+    packed = getattr(parameter, "quant_state", None)
+    return place_of(parameter).shape if packed is None else packed.shape
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -215,10 +215,16 @@ class Sharding:
         """Do once what a sharded model asks for.
 
         Raises:
-            RuntimeError: If a ledger is kept.
+            RuntimeError: If a ledger is kept, or boosters stand beside quantised weights.
         """
         if self.averager is not None:
             return
+        if self.booster.beside:
+            raise RuntimeError(
+                "the model is quantised and was sharded after the optimizer was built: boosters "
+                "stand beside weights that each process keeps whole. Train it under "
+                "DistributedDataParallel"
+            )
         if self.recorded:
             raise RuntimeError(
                 "the model was sharded after the optimizer was built with record=, and a ledger "

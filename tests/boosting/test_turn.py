@@ -20,12 +20,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "every layer": {"layers_per_booster": None},
     "bias": {"bias": "targets"},
     "direft": {"adapter": "direft"},
-    "carry": {"carry": 0.9, "layers_per_booster": 3},
-    "carry, direft": {"carry": 0.5, "adapter": "direft", "layers_per_booster": 3},
+    "carry": {"carry": 0.9, "layers_per_booster": 3, "r": [2, 1], "shrinkage": 0.5},
+    "carry, direft": {
+        "carry": 0.5,
+        "adapter": "direft",
+        "init": "gradient",
+        "layers_per_booster": 3,
+    },
     "residual": {"merge_precision": "residual"},
     "stochastic": {"merge_precision": "stochastic"},
     "ranks": {"r": [2, 1], "shrinkage": 0.5},
-    "carry, ranks": {"r": [2, 1], "shrinkage": 0.5, "carry": 0.9, "init": "gradient"},
 }
 LOW = ("residual", "stochastic")
 

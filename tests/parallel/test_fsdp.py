@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from processes import run, share
 from tiny import batches, pooled, stack
-from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb import BoostedLowRankOptimizer, Decay
 
 pytestmark = pytest.mark.distributed
 
@@ -91,7 +91,10 @@ CASES = {
     "conv1d": ({}, "conv1d"),
     "checkpointed": ({"checkpointing": True}, "blocks"),
     "checkpointed-after": ({"checkpointing": True}, "after"),
-    "carry": ({"carry": 0.7, "layers_per_booster": 3}, "blocks"),
+    "carry": (
+        {"carry": Decay(3.0), "r": [2, 1], "shrinkage": 0.7, "layers_per_booster": 3},
+        "blocks",
+    ),
     "experts": ({"target_parameters": ["experts"], "r": 2}, "blocks"),
     "experts-after": ({"target_parameters": ["experts"]}, "after"),
     "experts-within": ({"target_parameters": ["experts"], "r": 2}, "columns"),

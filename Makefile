@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
+
 # Tests run in as many processes as WORKERS says, each with one thread.
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
@@ -33,16 +35,19 @@ test: check
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-# What is uploaded: built, checked, and read by a strictly typed project that has it installed.
-dist:
+# What is uploaded: built, checked, and read by a strictly typed project that has it installed, over
+# the packages of the environment.
+dist: $(STAMP)
 	rm -rf dist $(VENV)-dist
 	$(PYTHON) -m venv $(VENV)-dist
-	$(VENV)-dist/bin/python -m pip install --quiet build twine mypy torch
+	$(VENV)-dist/bin/python -m pip install --quiet build twine
 	$(VENV)-dist/bin/python -m build --outdir dist .
 	$(VENV)-dist/bin/python -m twine check --strict dist/*
 	$(VENV)-dist/bin/python -m pip install --quiet --no-deps dist/*.whl
+	$(VENV)/bin/python -c "$(SITE)" > `$(VENV)-dist/bin/python -c "$(SITE)"`/zz_lent.pth
 	mkdir -p $(VENV)-dist/consumer && cp tests/consumer.py $(VENV)-dist/consumer
-	cd $(VENV)-dist/consumer && ../bin/python -m mypy --strict --untyped-calls-exclude torch consumer.py
+	cd $(VENV)-dist/consumer && $(abspath $(VENV))/bin/mypy --strict --untyped-calls-exclude torch \
+		--python-executable ../bin/python consumer.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check

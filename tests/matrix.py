@@ -33,6 +33,7 @@ QUICK = [
     "tests/ledger/test_export.py",
     "tests/integrations/test_trainer.py",
     "tests/integrations/test_accelerate.py",
+    "tests/integrations/test_finetune.py",
 ]
 MEMBERS = ("transformers", "accelerate", "peft", "safetensors")
 SETS = ("oldest", "newest")

@@ -55,6 +55,7 @@ def test_equals_the_reference(kind: str) -> None:
     assert losses == pytest.approx(wanted, rel=1e-9)
     for name, weight in optimizer.finalize().state_dict().items():
         assert torch.allclose(weight, W.get(name, weight), rtol=0, atol=1e-9), name
+    assert "12 linear maps and 6 bare Parameters in 3 blocks" in str(optimizer.summary())
     stacks = [A for A in inits[0].values() if A.ndim == 3]
     assert len(stacks) == 4 and all(A.shape[:2] == (4, 2) for A in stacks)
 

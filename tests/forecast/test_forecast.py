@@ -239,6 +239,22 @@ def test_experts_products_are_counted() -> None:
     assert flops[2] - flops[1] == pytest.approx(more, rel=0.02)
 
 
+def test_experts_are_held_once_for_each_drawn_block() -> None:
+    sizes = {**CONFIG, "num_key_value_heads": 4, "num_local_experts": 4, "num_hidden_layers": 3}
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    held = {}
+    for drawn in (1, 2):
+        config = MixtralConfig(**sizes, use_cache=False)
+        settings = {"layers_per_booster": drawn, "target_parameters": names}
+        need = plan(config, length=16, target_modules=[], **settings).needs[0]
+        held[drawn] = need.saved
+        pair = 4 * (2 * CONFIG["intermediate_size"] + 2 * CONFIG["hidden_size"])
+        pair += 4 * CONFIG["intermediate_size"]
+        assert need.trained == drawn * pair
+    stacks = 3 * 4 * CONFIG["hidden_size"] * CONFIG["intermediate_size"]
+    assert held[2] - held[1] == pytest.approx(2 * stacks, rel=0.1)
+
+
 def test_models_that_a_plan_cannot_make_inputs_for() -> None:
     with pytest.raises(ValueError, match="BertForQuestionAnswering.*inputs="):
         plan(BertConfig(architectures=["BertForQuestionAnswering"]))

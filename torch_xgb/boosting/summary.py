@@ -30,7 +30,8 @@ class Summary:
         model: The model's class.
         parameters: How many the model has, in all processes together.
         blocks: How many blocks may be drawn.
-        targets: How many linear maps they hold.
+        targets: How many targets they hold: linear maps, and bare Parameters that were named.
+        bare: How many of these are bare Parameters.
         designated: Parameters of these, which boosters change.
         drawn: Names of the blocks the active booster holds; none after ``finalize()``.
         factors: Parameters of its pairs.
@@ -51,6 +52,7 @@ class Summary:
     parameters: int
     blocks: int
     targets: int
+    bare: int
     designated: int
     drawn: tuple[str, ...]
     factors: int
@@ -106,10 +108,9 @@ class Summary:
 
     def _found(self) -> Iterator[tuple[str, str]]:
         yield "model", f"{self.model}, {self.parameters:,} parameters"
-        found = (
-            f"{self.targets} linear maps in {self.blocks} blocks, {self.designated:,} parameters"
-        )
-        yield "targets", found
+        kinds = {"linear maps": self.targets - self.bare, "bare Parameters": self.bare}
+        found = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        yield "targets", f"{found} in {self.blocks} blocks, {self.designated:,} parameters"
         yield "drawn now", f"{len(self.drawn)} of {self.blocks} ({self._place})"
         yield "", self._drawn
         yield "trained now", self._trained
@@ -146,6 +147,7 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
         parameters=_count(known),
         blocks=len(selection.layers),
         targets=len(selection.targets),
+        bare=sum(target.weight.bare for target in selection.targets),
         designated=sum(math.prod(target.shape) for target in selection.targets),
         drawn=booster.active_layers if boosting.attached else (),
         factors=sum(factor.numel() for pair in pairs for factor in pair),

@@ -170,7 +170,7 @@ class Carry:
             )
         taken = self.taken.get(adapter.target.name) or {}
         return [
-            merger.addition(weight, Product(*taken[weight.name]), t)
+            merger.addition(weight, Product(*taken[weight.name]), t, False)
             for weight in adapter.weights
             if weight.name in taken
         ]

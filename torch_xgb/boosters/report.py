@@ -63,6 +63,11 @@ class Listeners:
         self._functions[handle.id] = fn
         return handle
 
+    @property
+    def any(self) -> bool:
+        """Whether anybody is told."""
+        return bool(self._functions)
+
     def tell(self, report: Callable[[], MergeReport | None]) -> None:
         """Call them in the order they were added; a report that nobody reads is not made."""
         if self._functions and (told := report()) is not None:

@@ -90,7 +90,7 @@ class TakingUp:
     def _additions(self, taken: Taken) -> list[Addition]:
         # Stochastic rounding draws by index; booster t's own merge has t.
         return [
-            self._merger.addition(weight, Product(left, right, -scale), -1 - self._t)
+            self._merger.addition(weight, Product(left, right, -scale), -1 - self._t, False)
             for weight in self._adapter.weights
             if weight.name in taken
             for left, right, scale in [taken[weight.name]]

@@ -23,7 +23,6 @@ from torch_xgb.boosters.carry import Carry
 from torch_xgb.boosters.forms import form
 from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
-from torch_xgb.boosters.report import Listeners
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosting.later import Later, Taken
 from torch_xgb.boosting.outcome import Outcome
@@ -100,7 +99,7 @@ class Boosting:
         self._pending = Pending(self.booster.every_adapter, merger, memory)
         self.selection.check_untied(self._pending.weights)
         self._turns = Turns(self.booster, start, merger, memory, self._carry, self.course)
-        self.listeners = Listeners()
+        self.listeners = self._turns.listeners
         self._taken = Taken(Later(self.model, self), self.listeners)
         saved = self._pending, self.selection, Accumulated(self.booster, self.selection)
         self.entry = Entry(self.course, self.booster, self._carry, *saved)

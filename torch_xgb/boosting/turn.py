@@ -21,7 +21,7 @@ from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry, Lot
 from torch_xgb.boosters.forms import Update
-from torch_xgb.boosters.report import MergeReport, Updates
+from torch_xgb.boosters.report import Listeners, MergeReport, Updates
 from torch_xgb.boosters.starts import Start
 from torch_xgb.boosters.taking_up import TakingUp
 from torch_xgb.boosting.asked import ask
@@ -99,6 +99,7 @@ class Turns:
     memory: Memory
     carry: Carry | None
     course: Course
+    listeners: Listeners = field(default_factory=Listeners)  # are told of merges
 
     def beginning(self, progress: Progress, draw: Draw, wrapped: Wrapped) -> list[Deed]:
         """Return what begins a booster: the layers drawn, with fresh pairs, or those they had."""
@@ -205,7 +206,8 @@ class Turns:
         products = [(weight, Product(*update)) for weight, update in pairs]
         if adapter.accumulator is not None:
             return [adapter.accumulator.addition(product) for _, product in products]
-        return [self.merger.addition(weight, product, t) for weight, product in products]
+        measure = self.listeners.any
+        return [self.merger.addition(weight, one, t, measure) for weight, one in products]
 
     def _asked(
         self, adapters: Sequence[Adapter], puts: Updates, verdict: Verdict

@@ -1,4 +1,4 @@
-"""From a wide dtype to a narrow one: to the nearest value, or at random between neighbours."""
+"""From a wide dtype to a narrow one, at random between neighbours."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from torch import Tensor
 
 from torch_xgb.formulas.entries import as_bits
 
-__all__ = ["round_stochastically", "round_to_nearest"]
-
-
-def round_to_nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the nearest values of a dtype, ties to even."""
-    return exact.to(dtype)
+__all__ = ["round_in_place", "round_stochastically"]
 
 
 def round_stochastically(
@@ -29,7 +24,8 @@ def round_stochastically(
         margin: Of the distance between neighbours; nearer than that to one, a value becomes it.
     """
     if (exact.dtype, dtype) == (torch.float32, torch.bfloat16):
-        return _round_bits(exact, bits, margin)
+        rounded = round_in_place(exact, bits, margin)
+        return torch.where(exact.isnan(), exact, rounded).to(dtype)
     nearest = exact.to(dtype)
     below = torch.where(nearest.to(exact.dtype) > exact, _neighbour(nearest, up=False), nearest)
     above = _neighbour(below, up=True)
@@ -42,18 +38,31 @@ def round_stochastically(
     return torch.where(chance < share, above, below)
 
 
-def _round_bits(exact: Tensor, bits: Tensor, margin: float) -> Tensor:
-    """Round to bfloat16, the upper half of a float32: what is added to the lower half may carry."""
+def round_in_place(exact: Tensor, bits: Tensor, margin: float) -> Tensor:
+    """Round float32 to bfloat16, its upper half: what is added to the lower half may carry.
+
+    Args:
+        exact: Sums of numbers of bfloat16 and finite ones.
+        bits: As of ``round_stochastically``.
+        margin: The same.
+
+    Returns:
+        The values as float32, in the memory of ``bits``.
+    """
     bits.bitwise_right_shift_(16)
     if margin:
         bits.mul_((1 << 16) - 2 * int(margin * (1 << 16))).bitwise_right_shift_(16)
     bits.add_(1 << 15).add_(exact.view(torch.int32)).bitwise_and_(-(1 << 16))
-    return torch.where(exact.isnan(), exact, bits.view(torch.float32)).to(torch.bfloat16)
+    rounded = bits.view(torch.float32)
+    if exact.device.type == "cpu":  # whose NaNs have zeros in the lower half, so that none carries
+        return rounded
+    return torch.where(exact.isnan(), exact, rounded, out=rounded)
 
 
 def _neighbour(values: Tensor, up: bool) -> Tensor:
     """Return the adjacent values: a float's bits, read as an integer, count its magnitude."""
     bits = as_bits(values)
-    step = torch.where((values > 0) == up, 1, -1).to(bits.dtype)
+    away = bits.bitwise_right_shift(8 * bits.element_size() - 1).bitwise_or_(1)  # by sign, 1 or −1
     smallest = 1 if up else torch.iinfo(bits.dtype).min + 1
-    return torch.where(values == 0, smallest, bits + step).view(values.dtype)
+    adjacent = torch.add(bits, away, alpha=1 if up else -1)
+    return adjacent.masked_fill_(bits.bitwise_left_shift(1) == 0, smallest).view(values.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Field", "by", "stream"]
+__all__ = ["Field", "by", "mix", "stream"]
 
 
 def stream(
@@ -49,14 +49,33 @@ class Field:
         digest = _digest(seed, booster_index, purpose)
         return cls(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
 
+    def keys(self, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return int32 numbers that rows and columns are told apart by, of a matrix of a shape."""
+        rows, columns = (slice(0, size) for size in shape)
+        return _keys(self.of_rows, rows, device), _keys(self.of_columns, columns, device)
+
     def bits(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
         """Return int32 numbers of shape (rows, columns); of each the upper bits are good ones."""
-        mixed = _keys(self.of_rows, rows, device).unsqueeze(1) ^ _keys(
-            self.of_columns, columns, device
-        )
-        mixed.mul_(_FIRST)
-        mixed ^= mixed >> 15
-        return mixed.mul_(_SECOND - (1 << 32))  # as a signed number
+        of_rows = _keys(self.of_rows, rows, device)
+        of_columns = _keys(self.of_columns, columns, device)
+        mixed = torch.empty(len(of_rows), len(of_columns), dtype=torch.int32, device=device)
+        return mix(of_rows, of_columns, mixed, torch.empty_like(mixed))
+
+
+def mix(of_rows: Tensor, of_columns: Tensor, out: Tensor, beside: Tensor) -> Tensor:
+    """Return what keys of rows and of columns make of every entry, as ``Field.bits``.
+
+    Args:
+        of_rows: Shape ``(rows,)``.
+        of_columns: Shape ``(columns,)``.
+        out: Shape ``(rows, columns)``, written to.
+        beside: The same; overwritten.
+    """
+    torch.bitwise_xor(of_rows.unsqueeze(1), of_columns, out=out)
+    out.mul_(_FIRST)
+    torch.bitwise_right_shift(out, 15, out=beside)
+    out.bitwise_xor_(beside)
+    return out.mul_(_SECOND - (1 << 32))  # as a signed number
 
 
 # Multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_xgb.formulas.entries import widest
-from torch_xgb.formulas.rounding import round_stochastically, round_to_nearest
-from torch_xgb.formulas.streams import Field
+from torch_xgb.formulas.rounding import round_in_place, round_stochastically
+from torch_xgb.formulas.streams import Field, mix
 from torch_xgb.weights.places import Piece, chunks
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
+from torch_xgb.weights.workspace import Workspace
 
 __all__ = ["Addition", "overflows"]
 
@@ -43,18 +46,27 @@ class _Ready(NamedTuple):
 
 
 class _State(NamedTuple):
-    """How far an addition is: replaced as one, so that no interrupt finds half of it."""
+    """How far an addition is: replaced as one, so that no interrupt finds half of it.
+
+    Attributes:
+        done: How many chunks are.
+        sums: Over those.
+        ready: What is to be written into the next one.
+        version: How often W had been written to when the next one was about to be added to.
+    """
 
     done: int
     sums: Tensor
-    ready: _Ready | None
+    ready: _Ready | None = None
+    version: int | None = None
 
 
 class Addition:
     """Adds a product to a weight, a few rows at a time.
 
     What is computed is noted before it is written, and so is that it was: whoever goes on after an
-    interrupt writes the same values once more, and adds nothing twice.
+    interrupt writes the same values once more, and adds nothing twice. Where a sum alone is
+    computed it is added in place, and torch's count of writes tells whether it was.
 
     Args:
         weight: W, of shape (out, in).
@@ -64,6 +76,8 @@ class Addition:
         residual: What earlier merges could not put into W, laid out like what is kept of it. If the
             weight has become of a dtype that needs none, W takes it up.
         forget: Drops the residual that W has taken up.
+        measure: Whether somebody wants to know what rounding has lost.
+        space: To compute in. Nobody else may while this is interrupted.
 
     Attributes:
         measured: Whether ``sums`` has anything.
@@ -77,18 +91,22 @@ class Addition:
         bits: Field | None,
         residual: Tensor | None,
         forget: Callable[[Weight], None],
+        measure: bool,
+        space: Workspace,
     ) -> None:
         W = weight.place.local
         self.weight, self.precision = weight, precision
-        self.measured = precision != "nearest" or W.element_size() < 4
+        rounds = precision != "nearest" or W.element_size() < 4
+        self.measured = measure and rounds
+        self._is_sum = not rounds and residual is None
         self._wide = torch.float32 if W.element_size() < 4 else widest(W.device)
-        if not self.measured and residual is None:
+        if self._is_sum:
             self._wide = W.dtype
         product = product.T if weight.transposed else product
         self._product = product.to(W.device, self._wide)
         self._bits, self._residual, self._forget = bits, residual, forget
-        sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
-        self._state = _State(0, sums, None)
+        self._space = space
+        self._state = _State(0, torch.zeros(2, dtype=widest(W.device), device=W.device))
 
     @property
     def sums(self) -> Tensor:
@@ -105,14 +123,10 @@ class Addition:
         for i, (W, E) in enumerate(self._chunks()):
             if i < self._state.done:
                 continue
-            if self._state.ready is None:
-                self._state = self._compute(W, E)
-            done, sums, ready = self._state
-            assert ready is not None
-            W.values.copy_(ready.W)
-            if E is not None and ready.E is not None:
-                E.values.copy_(ready.E, non_blocking=True)
-            self._state = _State(done + 1, sums, None)
+            if self._is_sum:
+                self._add(W)
+            else:
+                self._replace(W, E)
         place.changed()
         if self.precision != "residual" and self._residual is not None:
             self._forget(self.weight)
@@ -126,31 +140,72 @@ class Addition:
             for W in chunks(piece):
                 yield W, None if residuals is None else next(residuals)
 
+    def _add(self, W: Piece) -> None:
+        """Add to a chunk in place."""
+        delta = self._product.part(W, self._take("delta", W))
+        done, sums, _, version = self._state
+        if version is None:
+            version = W.values._version
+            self._state = _State(done, sums, None, version)
+        if W.values._version == version:
+            W.values.add_(delta)
+        self._state = _State(done + 1, sums)
+
+    def _replace(self, W: Piece, E: Piece | None) -> None:
+        """Compute a chunk's new values, and write them."""
+        if self._state.ready is None:
+            self._state = self._compute(W, E)
+        done, sums, ready, _ = self._state
+        assert ready is not None
+        W.values.copy_(ready.W)
+        if E is not None and ready.E is not None:
+            E.values.copy_(ready.E, non_blocking=True)
+        self._state = _State(done + 1, sums)
+
     def _compute(self, W: Piece, E: Piece | None) -> _State:
         """Return the state in which a chunk's new values are ready."""
-        delta = self._product.part(W)
-        done, sums, _ = self._state
-        if not self.measured and E is None:
-            return _State(done, sums, _Ready(delta.add_(W.values), None))
-        before = W.values.to(delta.dtype, copy=True)
-        exact = before + delta
+        done, sums, _, _ = self._state
+        delta = self._product.part(W, self._take("delta", W))
+        exact = self._take("exact", W).copy_(W.values)
+        before = exact.clone() if self.measured else None
+        exact.add_(delta)
         if E is not None:
             # In its own dtype first: converted on the host it would be waited for.
-            carried = E.values.to(delta.device, non_blocking=True).to(delta.dtype)
-            exact += carried
-            before += carried
+            there = E.values.to(delta.device, non_blocking=True)
+            carried = self._take("carried", W).copy_(there)
+            exact.add_(carried)
+            if before is not None:
+                before += carried
         rounded = self._round(exact, W)
-        kept = rounded.to(delta.dtype) - before
+        kept = None if before is None else rounded.to(W.values.dtype).to(delta.dtype) - before
         left = None
         if E is not None and self.precision == "residual":
-            left = exact.sub_(rounded).to(E.values.dtype)
-            kept += left.to(delta)
-        sums = sums + torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
+            left = exact.sub_(rounded)
+            if kept is not None:
+                kept += left.to(E.values.dtype).to(delta.dtype)
+        if kept is not None:
+            sums = sums + torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
         return _State(done, sums, _Ready(rounded, left))
 
     def _round(self, exact: Tensor, W: Piece) -> Tensor:
+        """Return values that W's dtype can hold, or is the nearest of when they are written."""
         if self._bits is None:
-            return round_to_nearest(exact, W.values.dtype)
-        bits = self._bits.bits(W.rows, W.columns, exact.device)
+            return exact
+        rows, columns = self._keys
+        bits, other = self._take("bits", W, torch.int32), self._take("other", W, torch.int32)
+        bits = mix(rows[W.rows], columns[W.columns], bits, other)
         margin = _MARGIN if self.precision == "residual" else 0.0
+        if (exact.dtype, W.values.dtype) == (torch.float32, torch.bfloat16):
+            return round_in_place(exact, bits, margin)
         return round_stochastically(exact, W.values.dtype, bits, margin)
+
+    @cached_property
+    def _keys(self) -> tuple[Tensor, Tensor]:
+        """Of the stored matrix's rows and columns, by which an entry's bits are found."""
+        assert self._bits is not None
+        place = self.weight.place
+        *above, last = (*place.shape, 1) if len(place.shape) == 1 else place.shape
+        return self._bits.keys((math.prod(above), last), place.local.device)
+
+    def _take(self, name: str, W: Piece, dtype: torch.dtype | None = None) -> Tensor:
+        return self._space.take(name, W.values, dtype or self._wide)

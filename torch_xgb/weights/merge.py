@@ -14,6 +14,7 @@ of one a merge; an entry that does not change is not rounded again.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from torch_xgb.weights.places import chunks
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.transfers import arrived, beside
 from torch_xgb.weights.weight import Weight
+from torch_xgb.weights.workspace import Workspace
 
 __all__ = ["MERGE_PRECISIONS", "Merger", "add_product", "carries_over"]
 
@@ -58,6 +60,7 @@ class Merger:
     residual_device: torch.device | str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)
     _saved: set[str] = field(default_factory=set)  # those that a state_dict shares
+    _space: weakref.ref[Workspace] | None = None
 
     def __post_init__(self) -> None:
         one_of("merge_precision", self.precision, MERGE_PRECISIONS)
@@ -84,8 +87,19 @@ class Merger:
         addition.go_on()
         return lost_share(addition.sums.tolist()) if addition.measured else None
 
-    def addition(self, weight: Weight, product: Product, booster_index: int) -> Addition:
-        """Return what adds a product to a weight once it is told to, for booster t."""
+    def addition(
+        self, weight: Weight, product: Product, booster_index: int, measure: bool = True
+    ) -> Addition:
+        """Return what adds a product to a weight once it is told to, for booster t.
+
+        One at a time: they share the memory that they compute in, which is freed with the last.
+
+        Args:
+            weight: The weight.
+            product: What is added.
+            booster_index: t.
+            measure: Whether somebody wants to know what rounding loses.
+        """
         W = weight.place.local
         precision = self._precision(W)
         bits = None
@@ -95,7 +109,11 @@ class Merger:
             bits = Field.of(self.seed, 0, f"thresholds/{weight.name}")
         left_over = precision == "residual" or weight.name in self.residuals
         residual = self._residual(weight.name, W) if left_over else None
-        return Addition(weight, product, precision, bits, residual, self.forget)
+        space = None if self._space is None else self._space()
+        if space is None:
+            space = Workspace()
+            self._space = weakref.ref(space)
+        return Addition(weight, product, precision, bits, residual, self.forget, measure, space)
 
     def forget(self, weight: Weight) -> None:
         """Drop a weight's residual: other values have been put into the weight."""
@@ -128,7 +146,7 @@ class Merger:
     def __getstate__(self) -> dict[str, Any]:
         """Copy residuals that are there."""
         arrived(self.residuals.values())
-        return vars(self)
+        return {**vars(self), "_space": None}
 
     def _precision(self, W: Tensor) -> str:
         if W.dtype == widest(W.device):  # nothing is wider that a sum could be rounded from

@@ -44,10 +44,15 @@ class Product:
         """Return it on a device, in a dtype."""
         return Product(self.left.to(device, dtype), self.right.to(device, dtype), self.scale)
 
-    def part(self, piece: Piece) -> Tensor:
-        """Return what it has where a piece of the matrix is."""
+    def part(self, piece: Piece, out: Tensor | None = None) -> Tensor:
+        """Return what it has where a piece of the matrix is.
+
+        Args:
+            piece: The piece.
+            out: Of its shape; written to where outer products are summed, and returned then.
+        """
         if self.left.ndim == 2:
-            return _part(self._scaled, self.right, piece.rows, piece.columns)
+            return _part(self._scaled, self.right, piece.rows, piece.columns, out)
         rows = self.left.shape[1]
         found = []
         for member in range(piece.rows.start // rows, -(-piece.rows.stop // rows)):
@@ -61,12 +66,14 @@ class Product:
         return self.left * self.scale
 
 
-def _part(left: Tensor, right: Tensor, rows: slice, columns: slice) -> Tensor:
+def _part(
+    left: Tensor, right: Tensor, rows: slice, columns: slice, out: Tensor | None = None
+) -> Tensor:
     L, R = left[rows], right[:, columns]
     if R.shape[0] > _FEW:
         wide = widest(L.device)  # a dtype whose products nothing rounds
         return (L.to(wide) @ R.to(wide)).to(L.dtype)
-    found = L[:, :1] * R[:1]
+    found = torch.mul(L[:, :1], R[:1], out=out)
     for k in range(1, R.shape[0]):
         found.addcmul_(L[:, k : k + 1], R[k : k + 1])
     return found

@@ -13,6 +13,7 @@ from interrupts import At, Interrupt
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.weights.addition import Addition
+from torch_xgb.weights.product import Product
 
 KAPPA = 3
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -149,16 +150,16 @@ def test_out_of_memory_for_good_and_then_no_more(
     model, optimizer = build(setting)
     train(model, optimizer, range(2 * KAPPA - 1))
     backward(model, optimizer, 2 * KAPPA - 1)
-    real, calls = Addition._compute, [0]
+    real, calls = Product.part, [0]
 
-    def compute(*args: Any) -> Any:
+    def part(*args: Any) -> Any:
         calls[0] += 1
         if calls[0] > 1:
             raise torch.OutOfMemoryError("no memory")
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Addition, "_compute", compute)
+        patched.setattr(Product, "part", part)
         for call in (optimizer.step, optimizer.merge, lambda: output(model), optimizer.finalize):
             with pytest.raises(torch.OutOfMemoryError):
                 call()

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.carry import Carry
-from torch_xgb.formulas.entries import as_bits, as_matrix
+from torch_xgb.formulas.entries import as_matrix
 from torch_xgb.saving.fold import fold, is_whole
-from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.addition import Addition
+from torch_xgb.weights.fingerprints import fingerprint, quick_sum
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.places import Whole
 from torch_xgb.weights.transfers import told
@@ -65,11 +66,24 @@ class Memory:
     _aside: dict[str, _Aside] = field(default_factory=dict)
     _said: bool = False
 
-    def note(self, adapters: Iterable[Adapter], anew: bool = True) -> None:
-        """Take note of what weights are; without ``anew``, of those that have no note yet."""
+    def note(
+        self,
+        adapters: Iterable[Adapter],
+        anew: bool = True,
+        merged: Iterable[Addition] = (),
+    ) -> None:
+        """Take note of what weights are.
+
+        Args:
+            adapters: Of the weights.
+            anew: Whether also of those that have a note.
+            merged: What has just been added to some: looked at on the way.
+        """
+        known = {one.weight.name: one.note for one in merged}
         for weight in (weight for adapter in adapters for weight in adapter.weights):
             if _is_whole(weight) and (anew or weight.name not in self._notes):
-                self._notes[weight.name] = _note(weight.place.local)
+                W, found = weight.place.local, known.get(weight.name)
+                self._notes[weight.name] = _note(W) if found is None else (W.dtype, found)
 
     def compared(self, weights: Iterable[Weight]) -> list[tuple[Weight, Tensor]]:
         """Return weights there is a note of, each with whether somebody else has written to it."""
@@ -218,10 +232,4 @@ def _is_whole(weight: Weight) -> bool:
 def _note(W: Tensor) -> Note:
     """Return a number that changes when a weight does, as fast as memory is read."""
     matrix = as_matrix(W.detach())
-    bits = as_bits(matrix if matrix.stride(1) == 1 else matrix.T)
-    several = 8 // bits.element_size()
-    strides = (bits.shape[1], bits.stride(0), bits.storage_offset())
-    if several > 1 and bits.stride(1) == 1 and not any(size % several for size in strides):
-        bits = bits.view(torch.int64)
-    rows = bits.sum(1, dtype=torch.int64)
-    return W.dtype, (rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum()
+    return W.dtype, quick_sum(matrix if matrix.stride(1) == 1 else matrix.T)

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_xgb.formulas.entries import widest
+from torch_xgb.formulas.entries import as_matrix, widest
 from torch_xgb.formulas.rounding import round_in_place, round_stochastically
 from torch_xgb.formulas.streams import Field, mix
-from torch_xgb.weights.places import Piece, chunks
+from torch_xgb.weights.fingerprints import quick_sum
+from torch_xgb.weights.places import Piece, Whole, chunks
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
 from torch_xgb.weights.workspace import Workspace
@@ -51,12 +52,14 @@ class _State(NamedTuple):
     Attributes:
         done: How many chunks are.
         sums: Over those.
+        note: The same of W, as it is then: see ``quick_sum``.
         ready: What is to be written into the next one.
         version: How often W had been written to when the next one was about to be added to.
     """
 
     done: int
     sums: Tensor
+    note: Tensor | None
     ready: _Ready | None = None
     version: int | None = None
 
@@ -106,7 +109,9 @@ class Addition:
         self._product = product.to(W.device, self._wide)
         self._bits, self._residual, self._forget = bits, residual, forget
         self._space = space
-        self._state = _State(0, torch.zeros(2, dtype=widest(W.device), device=W.device))
+        sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
+        self._notes = type(weight.place) is Whole and as_matrix(W).stride(1) == 1
+        self._state = _State(0, sums, None)
 
     @property
     def sums(self) -> Tensor:
@@ -115,6 +120,11 @@ class Addition:
         Of a sharded weight those of the part kept here: a merge communicates nothing.
         """
         return self._state.sums
+
+    @property
+    def note(self) -> Tensor | None:
+        """The weight's ``quick_sum``, once all is done; None of one that is not whole or turned."""
+        return self._state.note
 
     @torch.no_grad()
     def go_on(self) -> None:
@@ -143,28 +153,34 @@ class Addition:
     def _add(self, W: Piece) -> None:
         """Add to a chunk in place."""
         delta = self._product.part(W, self._take("delta", W))
-        done, sums, _, version = self._state
-        if version is None:
-            version = W.values._version
-            self._state = _State(done, sums, None, version)
-        if W.values._version == version:
+        if self._state.version is None:
+            self._state = self._state._replace(version=W.values._version)
+        if self._state.version == W.values._version:
             W.values.add_(delta)
-        self._state = _State(done + 1, sums)
+        self._written(W)
 
     def _replace(self, W: Piece, E: Piece | None) -> None:
         """Compute a chunk's new values, and write them."""
         if self._state.ready is None:
             self._state = self._compute(W, E)
-        done, sums, ready, _ = self._state
+        ready = self._state.ready
         assert ready is not None
         W.values.copy_(ready.W)
         if E is not None and ready.E is not None:
             E.values.copy_(ready.E, non_blocking=True)
-        self._state = _State(done + 1, sums)
+        self._written(W)
+
+    def _written(self, W: Piece) -> None:
+        """Take note of a chunk that was, while it is in the processor's cache."""
+        done, sums, note, *_ = self._state
+        if self._notes:
+            found = quick_sum(W.values, W.rows.start)
+            note = found if note is None else note + found
+        self._state = _State(done + 1, sums, note)
 
     def _compute(self, W: Piece, E: Piece | None) -> _State:
         """Return the state in which a chunk's new values are ready."""
-        done, sums, _, _ = self._state
+        sums = self._state.sums
         delta = self._product.part(W, self._take("delta", W))
         exact = self._take("exact", W).copy_(W.values)
         before = exact.clone() if self.measured else None
@@ -185,7 +201,7 @@ class Addition:
                 kept += left.to(E.values.dtype).to(delta.dtype)
         if kept is not None:
             sums = sums + torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
-        return _State(done, sums, _Ready(rounded, left))
+        return self._state._replace(sums=sums, ready=_Ready(rounded, left))
 
     def _round(self, exact: Tensor, W: Piece) -> Tensor:
         """Return values that W's dtype can hold, or is the nearest of when they are written."""

@@ -91,9 +91,7 @@ class _Clock:
         return call
 
 
-def merge_cost(
-    case: str, width: int, count: int, merges: int, device: torch.device
-) -> MergeCost:
+def merge_cost(case: str, width: int, count: int, merges: int, device: torch.device) -> MergeCost:
     """Measure merges of a stack of square maps, all of them drawn.
 
     Args:

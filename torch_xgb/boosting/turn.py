@@ -197,7 +197,8 @@ class Turns:
             deeds.append(lambda: writer.write(report, flat, taken, draw.alpha))
         harmless = len(deeds)
         deeds += [_Merge(adapter, additions[adapter.target.name]) for adapter in adapters]
-        merged = [one for several in additions.values() for one in several]
+        each = [one for several in additions.values() for one in several]
+        merged = [one for one in each if isinstance(one, Addition)]
         deeds.append(lambda: self.memory.note(adapters, merged=merged))
         return Turn(deeds, harmless, report, additions), lots
 

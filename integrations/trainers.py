@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from .transformers import built
+from .transformers import built, drop_finalized
 
 __all__ = ["boost_trainer", "build_optimizer"]
 
@@ -81,6 +81,7 @@ def build_optimizer(trainer: Trainer, model: nn.Module | None = None, **settings
 
 
 def _create(trainer: Trainer, model: nn.Module | None, settings: dict[str, Any]) -> Optimizer:
+    drop_finalized(trainer)
     if trainer.optimizer is None:
         trainer.optimizer = build_optimizer(trainer, model, **settings)
     return trainer.optimizer

@@ -25,6 +25,7 @@ from torch_xgb import BoostedLowRankOptimizer
 
 from .callback import BoostingCallback, Logs
 from .checkpointing import spare_input_gradients
+from .unwrapping import find_boosted
 
 __all__ = ["BoostedFactory", "BoostingCallback", "spare_input_gradients"]
 
@@ -81,6 +82,7 @@ def built(
     spare_input_gradients(model)
     if isinstance(trainer, Trainer):
         _log_from_now(trainer)
+        _build_anew(trainer)
     return optimizer
 
 
@@ -95,3 +97,23 @@ def _said(args: TrainingArguments, base: Callable[..., Optimizer]) -> dict[str, 
 def _log_from_now(trainer: Trainer) -> None:
     if not any(isinstance(c, BoostingCallback) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(Logs(trainer, finalize=False))
+
+
+def _build_anew(trainer: Trainer) -> None:
+    """Have a second ``train()`` build a second optimizer, if the first has been finalized."""
+    create = trainer.create_optimizer
+    if "create_optimizer" in vars(trainer):
+        return
+
+    def anew(*args: Any) -> Optimizer:
+        drop_finalized(trainer)
+        return create(*args)
+
+    setattr(trainer, "create_optimizer", anew)  # noqa: B010
+
+
+def drop_finalized(trainer: Trainer) -> None:
+    """Make room for a new optimizer where a Trainer keeps one that has left the model."""
+    boosted = find_boosted(trainer.optimizer)
+    if boosted is not None and not boosted.boosting.attached:
+        trainer.optimizer = None

@@ -114,6 +114,18 @@ def test_the_factory_alone_logs_and_takes_the_trainers_rates(tmp_path: Path) -> 
     assert (group["lr"], group["weight_decay"]) == (0.01, 0.02)
 
 
+def test_train_twice(tmp_path: Path) -> None:
+    """Each builds an optimizer of its own: the first run left the model plain."""
+    trainer = make(tmp_path)
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+    before = {n: v.clone() for n, v in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = [n for n, v in trainer.model.state_dict().items() if not torch.equal(v, before[n])]
+    assert any("query" in name for name in changed)
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+
+
 def test_resume_is_bitwise(tmp_path: Path) -> None:
     whole = make(tmp_path / "whole", save_strategy="steps", save_steps=5)
     whole.add_callback(BoostingCallback(whole))

@@ -27,6 +27,7 @@ INTEGRATIONS = {
     "accelerate": ["checkpoint"],
     "folders": ["require_free", "rolled_back"],
     "deepspeed": ["Partition", "boosted"],
+    "lightning": ["plain"],
     "trainers": ["boost_trainer", "build_optimizer"],
     "finetune.recipe": ["PRECISIONS", "Recipe", "TASKS"],
     "finetune.run": ["Outcome", "finetune"],

@@ -60,6 +60,7 @@ COMMANDS = [
     "syncs",
     "theory",
     "zero_arc",
+    "zoo",
 ]
 
 

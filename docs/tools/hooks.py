@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -31,15 +32,14 @@ _LISTS = {
 _COUNTED = {"pages": 0, "links": 0, "snippets": 0}
 
 
+@event_priority(100)  # before mkdocstrings looks for the folder
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the package together as it is installed, integrations inside the core."""
-    shown = ROOT / "build" / "documented" / "torch_xgb"
-    shutil.rmtree(shown.parent, ignore_errors=True)
-    shown.mkdir(parents=True)
-    for path in (ROOT / "torch_xgb").iterdir():
-        if path.name not in ("integrations", "__pycache__"):
-            (shown / path.name).symlink_to(path)
-    (shown / "integrations").symlink_to(ROOT / "integrations")
+    shown = ROOT / "build" / "documented"
+    shutil.rmtree(shown, ignore_errors=True)
+    for source, target in (("torch_xgb", "torch_xgb"), ("integrations", "torch_xgb/integrations")):
+        ignored = shutil.ignore_patterns("__pycache__", "integrations")
+        shutil.copytree(ROOT / source, shown / target, ignore=ignored)  # griffe resolves links
     _COUNTED.update(dict.fromkeys(_COUNTED, 0))
     return config
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.methods.beside import WAYS, bfloat16, hold, tensors_of
 from benchmarks.methods.grids import GRIDS, Grid, Update
 from benchmarks.runs import quantised
 from benchmarks.runs.quantised import Trained
-from benchmarks.methods.beside import WAYS, bfloat16, hold, tensors_of
 from benchmarks.tables.precision import beside_table, quantised_table
 
 

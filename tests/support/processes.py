@@ -4,6 +4,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import distributed, multiprocessing
 
 Work = Callable[..., Any]
+# Loaded once, by the server that processes are forked from: it has run nothing and stays small.
+_COMMON = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "transformers", "numpy"]
 
 
 def run(work: Work, world_size: int, *args: Any) -> list[Any]:
@@ -19,7 +22,10 @@ def run(work: Work, world_size: int, *args: Any) -> list[Any]:
     Each has an initialised process group, also where there is only one. Results travel as files.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_enter, (work, world_size, folder, args), nprocs=world_size)
+        set_forkserver_preload(_COMMON)
+        multiprocessing.start_processes(
+            _enter, (work, world_size, folder, args), world_size, start_method="forkserver"
+        )
         return [
             torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)
         ]

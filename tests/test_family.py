@@ -280,7 +280,7 @@ def test_plateau_ends_the_run() -> None:
 def test_knots_from_the_loss() -> None:
     model = stack()
     optimizer = BoostedLowRankOptimizer(
-        SGD, model, kappa=plateau(max_steps=4), layers_per_booster=2, lr=1e-9
+        SGD, model, kappa=plateau(max_steps=4), layers_per_booster=2, lr=2e-4, lora_alpha=1e-6
     )
     x, y = batches(1)[0]
     indices = []
@@ -298,7 +298,7 @@ def test_knots_from_the_loss() -> None:
 def test_closure_is_observed_and_silence_is_an_error() -> None:
     model = stack()
     x, y = batches(1)[0]
-    optimizer = BoostedLowRankOptimizer(SGD, model, kappa=plateau(), lr=1e-9)
+    optimizer = BoostedLowRankOptimizer(SGD, model, kappa=plateau(), lr=2e-4, lora_alpha=1e-6)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()

@@ -75,7 +75,8 @@ def test_every_architecture_computes_the_same(name: str) -> None:
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model, batch, log = species.build().train(), species.batch(), []
-        optimizer = boosted(model, kappa=2, r=1, unused="skip", checkpointing=checkpointing)
+        told = {"kappa": 2, "r": 1, "unused": "skip", "target_parameters": []}
+        optimizer = boosted(model, checkpointing=checkpointing, **told)
         for step in range(4):
             torch.manual_seed(step)
             loss = model(**batch).loss

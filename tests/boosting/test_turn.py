@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW
 from interrupts import At, Interrupt
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.schedule.course import Course
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.product import Product
 
@@ -115,6 +116,7 @@ def test_interrupted_anywhere(setting: str, call: str) -> None:
             assert torch.equal(flat(model), end)
             exact += 1
             continue
+        optimizer.boosting.complete()
         untrained = optimizer.booster_step == counted and _same(stepped, optimizer.base)
         if call == "merge" and optimizer.booster_index == 1:
             optimizer.merge()
@@ -287,3 +289,26 @@ def test_a_hook_waits_for_nothing_where_nothing_is_due() -> None:
     assert list(model._forward_pre_hooks) == hooks
     twin, _ = copy.deepcopy((model, optimizer))
     assert len(twin._forward_pre_hooks) == len(hooks)
+
+
+def test_a_step_that_was_taken_and_not_counted_is_counted_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is interrupted between the base's step and its count does not take it twice."""
+    (whole, uninterrupted), (model, optimizer) = build("paper"), build("paper")
+    train(whole, uninterrupted, range(2 * KAPPA))
+
+    def interrupted(*_: object) -> bool:
+        raise Interrupt
+
+    for i in range(2 * KAPPA):
+        backward(model, optimizer, i)
+        if i not in (1, 2 * KAPPA - 1):  # within a booster, and at the end of one
+            optimizer.step()
+            continue
+        with monkeypatch.context() as patched, pytest.raises(Interrupt):
+            patched.setattr(Course, "stepped", interrupted)
+            optimizer.step()
+        optimizer.state_dict()  # whatever is called next
+    assert optimizer.booster_index == uninterrupted.booster_index == 2
+    assert torch.equal(flat(model), flat(whole))

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def _fsdp1(order: str, use_orig_params: bool) -> str:
-    model = stack(3, dtype=torch.float32)
+    model = stack(3, dtype=torch.float32).requires_grad_(True)  # FSDP1 wants all alike
 
     def wrap(module: nn.Module) -> nn.Module:
         return FullyShardedDataParallel(module, use_orig_params=use_orig_params, device_id=CPU)

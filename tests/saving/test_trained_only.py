@@ -15,8 +15,8 @@ from torch_xgb import BoostedLowRankOptimizer
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_ignore_frozen_params_is_refused_while_weights_are_frozen(wrapped: bool) -> None:
-    model = stack()
-    optimizer = BoostedLowRankOptimizer(torch.optim.AdamW, model, lr=1e-2)
+    model = stack().requires_grad_(True)
+    optimizer = BoostedLowRankOptimizer(torch.optim.AdamW, model, modules_to_save=[], lr=1e-2)
     outer = nn.Sequential(model) if wrapped else model
     frozen = StateDictOptions(ignore_frozen_params=True)
     with pytest.raises(RuntimeError, match="ignore_frozen_params=True would leave out"):

@@ -78,8 +78,8 @@ def train(optimizer: BoostedLowRankOptimizer, model: Stack, most: int = 60) -> i
     return most
 
 
-def boosted(model: Stack, policy: LossPlateau, lr: float = 1e-9) -> BoostedLowRankOptimizer:
-    return BoostedLowRankOptimizer(SGD, model, kappa=policy, lr=lr)
+def boosted(model: Stack, policy: LossPlateau, lr: float = 2e-4) -> BoostedLowRankOptimizer:
+    return BoostedLowRankOptimizer(SGD, model, kappa=policy, lr=lr, lora_alpha=1e-6)
 
 
 def test_a_policy_told_to_another_run_begins_anew() -> None:

@@ -63,7 +63,14 @@ def boost(
     """Train W in place, to the merge of the last booster, finished or not."""
     trace, t, s = Trace(), -1, 1.0 if lora_alpha is None else lora_alpha / r
     full = [W[name].requires_grad_() for name in saved]
-    persistent = [optimizer(full)] if full else []
+    # Biases do not decay.
+    kinds = [p for p in full if p.ndim > 1], [p for p in full if p.ndim == 1]
+    groups = [
+        {"params": one, **no}
+        for one, no in zip(kinds, ({}, {"weight_decay": 0.0}), strict=True)
+        if one
+    ]
+    persistent = [optimizer(groups)] if groups else []
 
     def merge() -> None:
         for name, (A, B) in trace.pairs.items():

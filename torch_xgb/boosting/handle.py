@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +178,8 @@ class Boosting:
         self.followed.keep_up(base)
         if self._sharding.before_step(base):
             self.agree(base)
-        t, step, _ = astuple(self.course.progress)
-        begins = not step
+        progress = self.course.progress
+        t, begins = progress.booster_index, not progress.booster_step
         self.booster.before_step(base.param_groups[1:], whole=begins and not t % 64)
         if self.writer is not None and (begins or not self.writer.ready):
             self.writer.check_next(t)
@@ -198,6 +197,8 @@ class Boosting:
         ready = self._gradients.prepare(self.booster.named, others, self._wrapped.verdict)
         if ready and self.course.progress.booster_step == 0:
             self._turns.first_step()
+        if ready:
+            self.course.expect(self.lent)
         return ready
 
     def observe(self, loss: float | Tensor) -> None:
@@ -219,7 +220,8 @@ class Boosting:
 
         Whatever interrupts that, the model computes what it did, and the rest is done later.
         """
-        if not self.complete():
+        t = self.course.progress.booster_index
+        if not self.complete() and t == self.course.progress.booster_index:
             self.settle(self._wrapped.optimizer)
             self._taken.take(partial(self._turns.next, self._wrapped, self.writer))
 
@@ -234,15 +236,14 @@ class Boosting:
 
     def complete(self) -> bool:
         """Do the rest of what an exception has interrupted; return whether there was any."""
+        if self.course.owed:  # taken by the base, and not counted
+            self.stepped()
         return self._taken.complete()
 
     def catch_up(self, always: bool = True) -> bool:
-        """Do the rest of a turn, or one that is due, the latter ``always`` or just in training.
-
-        Returns:
-            Whether there was any.
-        """
-        if self.complete():
+        """Do the rest of a turn, or one that is due, the latter ``always`` or just in training."""
+        t = self.course.progress.booster_index
+        if self.complete() or t != self.course.progress.booster_index:
             return True
         if self.course.due and (always or (self.model.training and torch.is_grad_enabled())):
             self.merge()
@@ -251,7 +252,7 @@ class Boosting:
 
     def catch_up_later(self) -> None:
         """Catch up before the model is called again."""
-        if self.course.due:
+        if self.course.due or self.course.owed:
             self._taken.later.wait()
 
     def leave(self) -> None:

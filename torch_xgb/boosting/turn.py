@@ -155,7 +155,7 @@ class Turns:
             turn = Turn(self._dropping(wrapped))
         else:
             verdict = wrapped.verdict
-            turn, lots = self._merging(writer, verdict) if merged else (Turn([]), self._lots())
+            turn, lots = self._merging(writer, verdict) if merged else (Turn([]), self._untrained())
             begun = merged or self.course.progress.booster_index
             forget = self._forgetting(lots, wrapped) if begun else [wrapped.forget]
             turn = replace(turn, deeds=[*turn.deeds, *forget])
@@ -176,6 +176,11 @@ class Turns:
     def _require_own(self, adapters: Sequence[Adapter]) -> None:
         weights = [weight for adapter in adapters for weight in adapter.weights]
         require_own(weights, self.booster.model)
+
+    def _untrained(self) -> list[Lot]:
+        """Return the pairs that an untrained booster has taken up; its fresh ones come again."""
+        taken = {} if self.carry is None else self.carry.taken
+        return [lot for lot in self._lots() if lot[0].target.name in taken]
 
     def _lots(self) -> list[Lot]:
         return [(adapter, adapter.parameters) for adapter in self.booster.active]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, fields
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Course:
         self._after: Progress | None = None
         self._last: Progress | None = None  # begun last, and what the policy was before
         self._of_last: dict[str, Any] = {}
+        self._expected: tuple[int, list[tuple[Tensor, int]]] | None = None
         self._rates = RateFactors(settings.rewarmup_steps, settings.rank_lr_exponent, self.draw.r)
 
     @property
@@ -79,17 +80,31 @@ class Course:
         """The factor on the factors' learning rate for the step about to be taken."""
         return self._rates(self.progress, self.draw.r)
 
+    def expect(self, factors: Iterable[Tensor]) -> None:
+        """Take note that the base is about to step some factors."""
+        steps = self.progress.total_steps
+        self._expected = steps, [(factor, factor._version) for factor in factors]
+
+    @property
+    def owed(self) -> bool:
+        """Whether the base has taken a step that an exception has kept from being counted."""
+        if self._expected is None or self._expected[0] != self.progress.total_steps:
+            return False
+        return any(factor._version != version for factor, version in self._expected[1])
+
     def stepped(self, lr: object) -> bool:
         """Count a step; return whether the active booster ends with it, and so is due.
 
         Args:
             lr: The factors' learning rate, but for the factor ``rate``.
         """
+        progress, rho = self.progress.stepped(), self.rho
         if self._decay is not None:
-            self.rho = self._decay.after(self.rho, self.rate * lr)  # type: ignore[operator]
-        self.progress = self.progress.stepped()
-        self.due = self._ends(self.progress)
-        return self.due
+            rho = self._decay.after(rho, self.rate * lr)  # type: ignore[operator]
+        due = self._ends(progress)
+        # All of it at once: whoever is interrupted before counts the step later.
+        self.progress, self.rho, self.due, self._expected = progress, rho, due, None
+        return due
 
     def following(self) -> tuple[Progress, Draw]:
         """Return what follows the active booster, changing nothing.

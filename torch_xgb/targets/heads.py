@@ -68,7 +68,7 @@ def left_out(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Mod
     In a pretrained model they were pretrained as its blocks were, and stay frozen as their weights
     do; so do output embeddings anywhere, and what was frozen by hand.
     """
-    if holds(model, is_backbone):
+    if holds(model, is_backbone) or not any(p.requires_grad for p in model.parameters()):
         return {}
     return dict(_not_frozen(model, outside_blocks(model, blocks)))
 

@@ -159,3 +159,11 @@ def test_a_shell_completes_words(tmp_path: Path) -> None:
         env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(words)},
     )
     assert done.returncode == 0 and words.read_text().strip() == "--model"
+
+
+def test_a_reader_that_has_enough_is_no_failure() -> None:
+    """As ``| head`` closes the pipe."""
+    command = f"{sys.executable} -m torch_xgb env --json | true; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
+    assert "Traceback" not in run.stderr

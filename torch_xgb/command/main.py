@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with redirect_stdout(sys.stderr):  # where other libraries' words belong
             answer = options.run_command(options)
         if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
-            print(answer.printed(options.json))
+            print(answer.printed(options.json), flush=True)
+    except BrokenPipeError:  # whoever reads it has read enough, as ``head`` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _EXPECTED as error:
         if os.environ.get(_TRACEBACK):
             raise

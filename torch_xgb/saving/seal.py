@@ -57,6 +57,8 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     saved, here = entry["seal"], seal(state, entry)
     if not isinstance(saved, Mapping) or not isinstance(saved.get("tensors"), Mapping):
         raise ValueError(_broken("its entry 'seal' is none"))
+    if here["tensors"] and not saved["tensors"]:
+        raise ValueError(_broken("its seal names no tensor"))
     differing = [
         path for path, number in saved["tensors"].items() if here["tensors"].get(path) != number
     ]

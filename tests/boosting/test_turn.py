@@ -312,3 +312,29 @@ def test_a_step_that_was_taken_and_not_counted_is_counted_later(
         optimizer.state_dict()  # whatever is called next
     assert optimizer.booster_index == uninterrupted.booster_index == 2
     assert torch.equal(flat(model), flat(whole))
+
+
+@pytest.mark.parametrize("then", ["merge", "load_state_dict", "copy"])
+def test_a_step_that_the_base_did_not_take_is_not_counted_later(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever writes to the factors after it failed."""
+    model, optimizer = build("paper")
+    train(model, optimizer, range(1))
+    backward(model, optimizer, 1)
+
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(optimizer.base, "step", failing)
+        optimizer.step()
+    if then == "merge":
+        optimizer.merge()
+    elif then == "load_state_dict":
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    else:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    index, counted = (1, 0) if then == "merge" else (0, 1)
+    optimizer.state_dict()
+    assert (optimizer.booster_index, optimizer.booster_step) == (index, counted)

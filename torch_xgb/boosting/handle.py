@@ -236,7 +236,7 @@ class Boosting:
 
     def complete(self) -> bool:
         """Do the rest of what an exception has interrupted; return whether there was any."""
-        if self.course.owed:  # taken by the base, and not counted
+        if self.course.owes_a_step():  # taken by the base, and not counted
             self.stepped()
         return self._taken.complete()
 
@@ -252,7 +252,7 @@ class Boosting:
 
     def catch_up_later(self) -> None:
         """Catch up before the model is called again."""
-        if self.course.due or self.course.owed:
+        if self.course.due or self.course.owes_a_step():
             self._taken.later.wait()
 
     def leave(self) -> None:

@@ -85,12 +85,15 @@ class Course:
         steps = self.progress.total_steps
         self._expected = steps, [(factor, factor._version) for factor in factors]
 
-    @property
-    def owed(self) -> bool:
-        """Whether the base has taken a step that an exception has kept from being counted."""
-        if self._expected is None or self._expected[0] != self.progress.total_steps:
-            return False
-        return any(factor._version != version for factor, version in self._expected[1])
+    def owes_a_step(self) -> bool:
+        """Tell whether the base took a step that an exception has kept from being counted.
+
+        If it took none, none is expected any more: others may write to the factors then.
+        """
+        steps, noted = self._expected or (0, [])
+        owed = steps == self.progress.total_steps and any(f._version != v for f, v in noted)
+        self._expected = self._expected if owed else None
+        return owed
 
     def stepped(self, lr: object) -> bool:
         """Count a step; return whether the active booster ends with it, and so is due.

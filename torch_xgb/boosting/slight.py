@@ -18,7 +18,8 @@ __all__ = ["tell_if_slight"]
 
 # Rates that full fine-tuning has and boosters seldom. Of others nobody is asked to wait for norms.
 _SLOW = 1e-4
-# Of ‖W‖, by a booster. At README's line it is about 0.05; full fine-tuning's 2e-5 gives 0.001.
+# Of ‖W‖, by a booster: MiniLM's first on TREC, r = 1 and κ = 8, moves 0.026 at lr = 1e-3 and 0.0005
+# at full fine-tuning's 2e-5. At 1e-3 and at 2e-3, twice that, it trains equally well.
 _SLIGHT, _CUSTOMARY = 0.003, 0.05
 
 

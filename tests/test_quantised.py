@@ -223,3 +223,21 @@ def test_compiled_blocks_compute_the_same() -> None:
     theirs = build(twin)
     ours = train(model, optimizer, data[:5]).losses
     torch.testing.assert_close(train(twin, theirs, data[:5]).losses, ours)
+
+
+class Experts(nn.Module):
+    """A stack of maps, as a mixture keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.ones(2, 3, 4), requires_grad=False)
+
+
+def test_experts_beside_quantised_maps_are_told_what_can_be_done() -> None:
+    """Not to name them in target_parameters, which is refused here."""
+    model, _ = make()
+    for block in model.blocks:
+        block.experts = Experts()
+    with pytest.warns(UserWarning, match=r"cannot be trained beside quantised.*plain weights"):
+        build(model).finalize()
+    build(model, target_parameters=[]).finalize()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from torch_xgb import BoostedLowRankOptimizer
 from zoo import SIZES
@@ -218,3 +219,24 @@ def test_of_the_libraries_as_installed() -> None:
     assert found(model) == {"head"}
     models = pytest.importorskip("torchvision.models")
     assert found(models.VisionTransformer(32, 16, 2, 2, 16, 32)) == {"heads"}
+
+
+class Convolutions(nn.Module):
+    """As timm's ResNets: the classifier is the one linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten())
+        self.fc = nn.Linear(4, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None: ...
+
+
+def test_a_model_whose_only_linear_map_is_its_head_says_so_and_how_to_adapt_it() -> None:
+    with pytest.raises(ValueError, match=r"but 'fc', trained in full.*modules_to_save=\[\]"):
+        BoostedLowRankOptimizer(AdamW, Convolutions())
+    told = BoostedLowRankOptimizer(AdamW, Convolutions(), modules_to_save=[])
+    assert set(told.targets) == {"fc"}

@@ -75,22 +75,29 @@ def matches_any(model: nn.Module, matches: Matches) -> bool:
     return any(matches(name) for name, *_ in _held(model))
 
 
-def warn_of_stacks(model: nn.Module, inside: AbstractSet[int]) -> None:
+def warn_of_stacks(model: nn.Module, inside: AbstractSet[int], beside: bool) -> None:
     """Say that stacks of matrices inside the blocks stay frozen, which holds most of a mixture.
 
     Args:
         model: The model.
         inside: The modules inside the blocks, by identity, but those trained in full.
+        beside: Whether merges go beside quantised weights, where no stack can be a target.
     """
     found = [one for one in _held(model) if id(one[1]) in inside and _is_stack(one[1], one[3])]
     if not found:
         return
     endings = {".".join(name.split(".")[-2:]) for name, *_ in found}
+    way_out = (
+        "They cannot be trained beside quantised weights; they can in a model of plain weights, "
+        f"with target_parameters={sorted(endings)}. Say target_parameters=[] to leave them silently"
+        if beside
+        else f"Train them with target_parameters={sorted(endings)}, or say target_parameters=[] to "
+        "leave them"
+    )
     warnings.warn(
         f"{len(found)} Parameters inside the blocks that are stacks of matrices stay frozen, first "
         f"{found[0][0]!r} of shape {tuple(found[0][3].shape)}: in a mixture of experts that is "
-        f"most of the model. Train them with target_parameters={sorted(endings)}, or say "
-        "target_parameters=[] to leave them",
+        f"most of the model. {way_out}",
         stacklevel=6,
     )
 

@@ -17,6 +17,7 @@ from torch_xgb.targets.layers import Layer, Target, is_linear, is_transposed
 from torch_xgb.targets.names import Matches, Names, excluding, matcher
 from torch_xgb.targets.parameters import matches_any, select_parameters, warn_of_stacks
 from torch_xgb.targets.quantised import base_tensors, check_beside, is_quantised_linear
+from torch_xgb.targets.unmatched import explain_unmatched, nothing_found
 from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
@@ -179,9 +180,8 @@ def select_layers(
     everything = target_modules == "all-linear"
     included = (lambda name: True) if everything else matcher(target_modules, "target_modules")
     excluded = excluding(exclude_modules)
-    kept_out = {id(inner) for module in saved for inner in module.modules()}
-    if everything:
-        kept_out |= _uncalled(model)
+    in_full = {id(inner) for module in saved for inner in module.modules()}
+    kept_out = in_full | (_uncalled(model) if everything else set())
     candidates = {n: m for n, m in model.named_modules() if is_linear(m) and id(m) not in kept_out}
     blocks = find_blocks(model, is_linear)
     owner = _owners(blocks)
@@ -190,14 +190,16 @@ def select_layers(
 
     chosen = {n: m for n, m in candidates.items() if included(n) and not excluded(n)}
     if not everything:
-        _explain_unmatched(target_modules, model, chosen, candidates)
+        explain_unmatched(target_modules, model, chosen, candidates)
     targets = _targets(model, chosen, skip_tied=everything)
     if target_parameters:
         targets += _parameters(model, target_parameters, excluded, targets, kept_out)
     elif target_parameters is None and everything:
-        warn_of_stacks(model, owner.keys() - kept_out)
+        beside = any(target.beside for target in targets)
+        warn_of_stacks(model, owner.keys() - kept_out, beside)
     if not targets:
-        raise ValueError(_nothing_found(target_modules, exclude_modules, candidates))
+        heads = [n for n, m in model.named_modules() if is_linear(m) and id(m) in in_full]
+        raise ValueError(nothing_found(target_modules, exclude_modules, candidates, heads))
     return _group(targets, owner, model)
 
 
@@ -283,33 +285,3 @@ def _group(targets: list[Target], owner: dict[int, str], model: nn.Module) -> li
         return min(order[id(target.modules[0])] for target in layer.targets)
 
     return sorted((Layer(name, tuple(some)) for name, some in grouped.items()), key=first)
-
-
-def _explain_unmatched(
-    names: Names, model: nn.Module, chosen: dict[str, nn.Module], candidates: dict[str, nn.Module]
-) -> None:
-    if isinstance(names, str) or not chosen:
-        return
-    all_names = [name for name, _ in model.named_modules()]
-    for entry in names:
-        matches = matcher([entry], "target_modules")
-        if any(matches(name) for name in candidates):
-            continue
-        found = next((name for name in all_names if matches(name)), None)
-        if found is not None and is_linear(model.get_submodule(found)):
-            continue  # trained in full
-        what = f"is no linear map (found {found!r})" if found else "matches no module"
-        warnings.warn(f"target_modules: {entry!r} {what}; the other entries are used", stacklevel=6)
-
-
-def _nothing_found(names: Names, exclude: Names | None, candidates: dict[str, nn.Module]) -> str:
-    if not candidates:
-        return "the model has no torch.nn.Linear or transformers Conv1D that can be adapted"
-    suffixes = sorted({name.rpartition(".")[2] or name for name in candidates})
-    shown = ", ".join(suffixes[:20]) + (", …" if len(suffixes) > 20 else "")
-    return (
-        f"no module matches target_modules={names!r}, exclude_modules={exclude!r}; "
-        f"the model's {len(candidates)} linear maps end in: {shown}. A string is a regular "
-        f"expression for the whole name, e.g. {next(iter(candidates))!r}; a list holds names or "
-        "their endings"
-    )

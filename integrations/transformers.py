@@ -78,12 +78,33 @@ def built(
             raise ValueError(f"base must name an optimizer of torch.optim, got {base!r}")
         base = found
     said = _said(trainer.args, base) if isinstance(trainer, Trainer) else {}
-    optimizer = BoostedLowRankOptimizer(base, model, **said | kwargs)
+    optimizer = BoostedLowRankOptimizer(base, _with_loss(trainer, model), **said | kwargs)
     spare_input_gradients(model)
     if isinstance(trainer, Trainer):
         _log_from_now(trainer)
         _build_anew(trainer)
     return optimizer
+
+
+def _with_loss(trainer: object, model: nn.Module) -> nn.Module:
+    """Return the model, or the losses around it that have weights of their own.
+
+    sentence-transformers' trainers keep them in ``loss``: one, or one for each dataset. Its own
+    optimizers train what is in them.
+    """
+    kept = getattr(trainer, "loss", None)
+    losses = kept.values() if isinstance(kept, dict) else (kept,)
+    inside = set(model.parameters())
+    around = [
+        loss
+        for loss in losses
+        if isinstance(loss, nn.Module)
+        and model in loss.modules()
+        and not inside.issuperset(loss.parameters())
+    ]
+    if not around:
+        return model
+    return around[0] if len(around) == 1 else nn.ModuleList(around)
 
 
 def _said(args: TrainingArguments, base: Callable[..., Optimizer]) -> dict[str, float]:

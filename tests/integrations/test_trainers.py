@@ -7,8 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from torch import nn
 from torch_xgb.integrations.trainers import boost_trainer
-from torch_xgb.integrations.transformers import BoostingCallback
+from torch_xgb.integrations.transformers import BoostedFactory, BoostingCallback
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from tests.integrations.test_trainer_routes import Rows, model
@@ -61,6 +62,28 @@ def test_a_class_of_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         callbacks=[BoostingCallback()],
     )
     check(trainer)
+
+
+class Loss(nn.Module):
+    """As sentence-transformers' losses: around the model, with a classifier over pairs."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.model, self.classifier = body, nn.Linear(8, 3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_loss_with_weights_of_its_own_is_trained_with_its_model(
+    tmp_path: Path, several: bool
+) -> None:
+    trainer = plain(tmp_path)
+    trainer.optimizer_cls_and_kwargs = (BoostedFactory, {"kappa": 2})
+    losses = [Loss(trainer.model) for _ in range(1 + several)]
+    trainer.loss = dict(enumerate(losses)) if several else losses[0]
+    optimizer = trainer.create_optimizer()
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert all(id(p) in trained for loss in losses for p in loss.classifier.parameters())
+    optimizer.finalize()
 
 
 def test_what_is_no_trainer_or_too_late_is_refused(tmp_path: Path) -> None:

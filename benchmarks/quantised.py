@@ -34,7 +34,6 @@ from typing import Any
 
 from benchmarks.runs import command
 from benchmarks.runs.beside import Bench
-from benchmarks.runs.beside import Setting as BesideSetting
 from benchmarks.runs.precision import Lab, Setting
 from benchmarks.runs.provenance import provenance, provenance_line
 from benchmarks.runs.quantised import records, train
@@ -73,7 +72,7 @@ def _merged(options: Namespace) -> list[dict[str, Any]]:
 
 def _beside(options: Namespace) -> list[dict[str, Any]]:
     with command.needed("quantised"):
-        bench = Bench(load_task("TREC"), BesideSetting(steps=options.steps))
+        bench = Bench(load_task("TREC"), Setting(steps=options.steps))
         print(
             f"{bench.task}\n{bench.setting}, seeds {options.seeds}; {provenance_line()}\n",
             flush=True,

@@ -12,7 +12,7 @@ from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Task
 from torch_xgb import BoostedLowRankOptimizer
 
-KAPPA = 8
+KAPPA, LAYERS_PER_BOOSTER, HEAD_LR = 8, 4, 1e-3
 FLOAT32, KEPT_IN_FLOAT32, ROUNDED = "float32", "kept in float32", "float32, rounded at the end"
 _F, _B = torch.float32, torch.bfloat16
 POLICIES = ("nearest", "stochastic", "residual")

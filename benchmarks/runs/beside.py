@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +11,13 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.methods.beside import WAYS, Way, hold, tensors_of
 from benchmarks.methods.method import Trainee
-from benchmarks.runs.precision import Weights, true_updates
+from benchmarks.runs.precision import Setting, Weights, true_updates
 from benchmarks.runs.step import step
 from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Encoded, Task
 from torch_xgb import BoostedLowRankOptimizer
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all runs share; the rate falls linearly to zero, and nothing is dropped out."""
-
-    steps: int = 256
-    batch_size: int = 8
-    length: int = 24
 
 
 class Bench:

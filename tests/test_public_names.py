@@ -44,6 +44,7 @@ COMMANDS = [
     "dynamics",
     "efficiency",
     "family",
+    "frontier",
     "glue",
     "merge_cost",
     "merge_precision",

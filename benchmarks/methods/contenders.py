@@ -168,7 +168,7 @@ def badam(model: nn.Module, batch: Batch, drawn: int) -> Contender:
     groups = [[f"{prefix}.{start + i}." for i in range(drawn)] for start in starts]
     head = [n for n, _ in model.named_parameters() if is_head(n)]
     base = AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
-    with _quiet():
+    with quiet():
         optimizer = BlockOptimizer(
             base,
             list(model.named_parameters()),
@@ -182,7 +182,7 @@ def badam(model: nn.Module, batch: Batch, drawn: int) -> Contender:
 
     def aim(lowest: int) -> None:
         optimizer.current_block_idx = lowest
-        with _quiet():
+        with quiet():
             optimizer.switch_trainable_params()
 
     step = _stepper(model, optimizer, batch)
@@ -191,7 +191,8 @@ def badam(model: nn.Module, batch: Batch, drawn: int) -> Contender:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let a package that talks say nothing."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

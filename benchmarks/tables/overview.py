@@ -1,24 +1,28 @@
-"""The README's picture: what a step takes of LoRA's, and what becomes of scores with more steps."""
+"""The README's picture: scores at equal time against memory, and against time."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs.journal import RESULTS
+from benchmarks.methods.frontier import CARRIED, LORA, PAPER
 from benchmarks.tables.curves import Curve
+from benchmarks.tables.frontier import Reached
 
-SPEED = RESULTS / "speed-minilm.json"
-_SHOWN = {  # contender: its label, and where that stands beside the point
-    "torch_xgb r=1, uniform": ("boosters", (8, -2)),
-    "torch_xgb r=1, window": ("windows", (-24, -14)),
-    "torch_xgb, half checkpointed, window": ("half checkpointed", (8, -3)),
-    "torch_xgb, checkpointed, window": ("checkpointed", (8, -3)),
-    "PEFT LoRA r=8": ("LoRA r=8", (8, -3)),
-    "PEFT LoRA r=8, checkpointed": ("LoRA, checkpointed", (-50, 8)),
-    "BAdam, 2 blocks": ("BAdam", (8, -3)),
-    "GaLore r=8": ("GaLore", (8, 2)),
-    "full AdamW": ("full fine-tuning", (-30, -13)),
+# An entry: its label, and where that stands beside the point.
+_SHOWN: dict[str, tuple[str, tuple[int, int], str]] = {
+    "full fine-tuning": ("full fine-tuning", (-8, -3), "right"),
+    "PEFT LoRA r=1": ("LoRA r=1", (8, -7), "left"),
+    LORA: ("LoRA r=8", (8, -3), "left"),
+    f"{LORA}, checkpointed": ("LoRA r=8", (8, -3), "left"),
+    "PEFT LoRA r=32": ("LoRA r=32", (8, -3), "left"),
+    "BAdam, 1 block": ("BAdam", (8, -3), "left"),
+    "GaLore r=8": ("GaLore", (8, -3), "left"),
+    PAPER: ("boosters, 4 of 6 blocks", (8, -3), "left"),
+    f"{PAPER}, checkpointed": ("boosters", (8, -3), "left"),
+    CARRIED: ("carry=0.97", (8, 2), "left"),
+    f"{CARRIED}, checkpointed": ("carry=0.97", (8, -3), "left"),
+    f"{CARRIED}, 2 of 6 blocks": ("carry=0.97, 2 of 6 blocks", (8, -3), "left"),
+    f"{CARRIED}, 2 of 6 blocks, checkpointed": ("carry=0.97, 2 of 6", (8, -3), "left"),
 }
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "PEFT LoRA r=8": ("LoRA r=8", {"color": "0.4"}),
@@ -28,48 +32,66 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def draw_overview(path: Path, scores: Sequence[Curve]) -> None:
+def draw_overview(path: Path, reached: Sequence[Reached], scores: Sequence[Curve]) -> None:
     """Draw both panels.
 
     Args:
         path: The picture.
-        scores: A curve a method, of its score against steps.
+        reached: What methods reach in LoRA's time.
+        scores: A curve a method, of its score against time, in steps of LoRA's.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    costs, gains = figure.subplots(1, 2)
-    _costs(costs, json.loads(SPEED.read_text(encoding="utf-8"))["rows"])
+    memory, time = figure.subplots(1, 2)
+    _memory(memory, reached)
     for curve in scores:
         label, style = _CURVES[curve.label]
-        gains.plot(curve.x, curve.y, lw=1.6, marker="o", ms=4, label=label, **style)
-    gains.set_xscale("log")
-    gains.set_xticks(
-        measured := sorted({x for c in scores for x in c.x}), [f"{x:,}" for x in measured]
-    )
-    gains.minorticks_off()
-    gains.set(xlabel="steps", ylabel="score on TREC", ylim=(93, 97))
-    gains.legend(fontsize=8, loc="lower right")
-    for axes in (costs, gains):
+        time.plot(curve.x, curve.y, lw=1.6, marker="o", ms=4, label=label, **style)
+    time.set_xscale("log")
+    time.set_xticks(ticks := (300, 900, 1800, 3600), [f"{x:,}" for x in ticks])
+    time.minorticks_off()
+    time.set(xlabel="time, in steps of LoRA r=8", ylabel="score on TREC", ylim=(93, 97))
+    if scores:
+        time.legend(fontsize=8, loc="lower right")
+    for axes in (memory, time):
         axes.grid(alpha=0.25, lw=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _costs(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    lora = rows["PEFT LoRA r=8"]["memory"]["mean"]
-    for name, (label, offset) in _SHOWN.items():
-        point = rows[name]["of_lora8"], rows[name]["memory"]["mean"] / lora
-        ours = name.startswith("torch_xgb")
-        axes.plot(*point, "o" if ours else "s", color="C0" if ours else "0.4", ms=6)
-        axes.annotate(
-            label,
-            point,
-            offset,
-            textcoords="offset points",
-            fontsize=8,
-            color="C0" if ours else "0.3",
-        )
-    axes.set(xlabel="time of a step, of LoRA's", ylabel="peak memory, of LoRA's")
-    axes.set(xlim=(0.55, 1.75), ylim=(0, 1.9))
+def _memory(axes: Any, reached: Sequence[Reached]) -> None:
+    """Draw a point an entry, hollow where it took longer, and a line along the best for less."""
+    for one in reached:
+        label, offset, side = _SHOWN[one.entry.name]
+        color = "C0" if one.entry.boosted else "0.35"
+        point = one.memory / 1e6, one.score
+        style = {"mfc": "white" if one.later else color, "mec": color}
+        axes.plot(*point, "^" if one.entry.checkpointed else "o", ms=6, **style)
+        beside = {"textcoords": "offset points", "fontsize": 8, "color": color, "ha": side}
+        axes.annotate(label, point, offset, **beside)
+    best = frontier(reached)
+    axes.step(
+        [x / 1e6 for x, _ in best], [y for _, y in best], where="post", color="0.85", zorder=0
+    )
+    for mark, fill, label in (
+        ("^", "white", "checkpointed"),
+        ("o", "white", "300 steps, more than LoRA's time"),
+    ):
+        axes.plot([], [], mark, mfc=fill, mec="0.35", ms=6, label=label)
+    axes.legend(fontsize=8, loc="center right")
+    axes.set(
+        xlabel="memory of a run, MB, weights and all",
+        ylabel="mean of TREC and STS-B",
+        xlim=(90, 480),
+    )
+
+
+def frontier(reached: Sequence[Reached]) -> list[tuple[float, float]]:
+    """Return memory and score of what no other beats with as little memory, in as little time."""
+    best: list[tuple[float, float]] = []
+    for one in sorted(reached, key=lambda r: (r.memory, -r.score)):
+        if not one.later and (not best or one.score > best[-1][1]):
+            best.append((one.memory, one.score))
+    return best

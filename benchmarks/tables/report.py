@@ -7,9 +7,10 @@ from pathlib import Path
 
 from benchmarks.measures.metrics import interval
 from benchmarks.methods import ablation, dynamics
+from benchmarks.methods.frontier import CARRIED, LORA
 from benchmarks.methods.method import Method
 from benchmarks.methods.minilm import METHODS, compared
-from benchmarks.runs import causal, ceiling, glue, letting_go, regime, theory
+from benchmarks.runs import causal, ceiling, frontier, glue, letting_go, regime, theory
 from benchmarks.runs.journal import Journal, Record, canonical
 from benchmarks.runs.sweep import RUNS, best
 from benchmarks.subjects.tasks import TASKS
@@ -19,6 +20,8 @@ from benchmarks.tables.causal import recorded_table
 from benchmarks.tables.ceiling import difference_table, loss_table, used
 from benchmarks.tables.curves import Curve, Point, draw, scatter
 from benchmarks.tables.dynamics import dynamics_table
+from benchmarks.tables.frontier import frontier_table, reached
+from benchmarks.tables.frontier import used as frontier_used
 from benchmarks.tables.glue import rate_table, score_table
 from benchmarks.tables.letting_go import letting_go_table
 from benchmarks.tables.overview import draw_overview
@@ -77,7 +80,7 @@ def dynamics_block() -> str:
 
 def crossing_block() -> str:
     """Lay out and draw the score and loss on the scored rows against K."""
-    journal, rows, curves, scores = Journal(RUNS), [], [], []
+    journal, rows, curves = Journal(RUNS), [], []
     for name in dynamics.CURVES:
         method = dynamics.variants()[name]
         found = [best("TREC", method, K, SEEDS, journal) for K in dynamics.CROSSING]
@@ -91,16 +94,34 @@ def crossing_block() -> str:
         if points:
             x, y = zip(*points, strict=True)
             curves.append(Curve(name, x, y))
-            means = [100 * interval([r["score"] for r in rs])[0] for rs in found if rs]
-            scores.append(Curve(name, x, means))
     columns = [cell for K in dynamics.CROSSING for cell in (f"K = {K:,}", "loss")]
     head = ["TREC, score (seeds)", *columns]
     if any(len(curve.x) > 1 for curve in curves):
         title = "MiniLM on TREC, loss on the scored rows"
         draw(PLOTS / "crossing.png", curves, "steps K", "loss", title, dots=True)
-        draw_overview(PLOTS / "overview.png", scores)
     records = _dynamics_records(journal, dynamics.CROSSING[1:])
     return _with_provenance(table(head, rows), records)
+
+
+def frontier_block() -> str:
+    """Lay out scores at equal time, and draw the README's picture."""
+    counts, journal = frontier.counted(Journal(frontier.COUNTS)), Journal(RUNS)
+    draw_overview(PLOTS / "overview.png", list(reached(counts, journal)), _against_time(counts))
+    records = [*counts.values(), *frontier_used(counts, journal)]
+    return _with_provenance(frontier_table(counts, journal), records)
+
+
+def _against_time(counts: frontier.Counts) -> list[Curve]:
+    """Return a curve a method, of its score on TREC against its time, in steps of LoRA's."""
+    journal, curves = Journal(RUNS), []
+    for name in dynamics.CURVES:
+        # The others train a pair of rank 1 on every block, as the carried ones do.
+        cost = counts[LORA if name == LORA else CARRIED]["flops"] / counts[LORA]["flops"]
+        method = dynamics.variants()[name]
+        found = [(K, best("TREC", method, K, SEEDS, journal)) for K in dynamics.CROSSING]
+        means = {K: 100 * statistics.fmean(r["score"] for r in rs) for K, rs in found if rs}
+        curves.append(Curve(name, [K * cost for K in means], [*means.values()]))
+    return curves
 
 
 def _dynamics_records(journal: Journal, lengths: Sequence[int]) -> list[Record]:
@@ -236,6 +257,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "missing": missing_block,
     "dynamics": dynamics_block,
     "crossing": crossing_block,
+    "frontier": frontier_block,
     "ablation": ablation_block,
     "ceiling": ceiling_block,
     "letting go": letting_go_block,

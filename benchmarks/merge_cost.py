@@ -9,7 +9,8 @@ multiplication of the same weights by one. Each figure is the least of several: 
 on the CPU, of time until the device is done elsewhere. *Looks* are what a merge reads of the
 weights beside what it writes: whether they are what they were after the last one, and what they
 are now. *Sums* are the products going into the weights. *Temporary* is the most it holds above what
-was held before, residuals and the next pairs apart.
+was held before, residuals and the next pairs apart. *Passes* are operations over an entry of
+the weights, whatever the machine.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from benchmarks.tables.table import table
 
 def rows_table(found: dict[str, MergeCost]) -> str:
     """Lay out a line a case."""
-    head = ["", "read and write, ms", "merge, ms", "ratio", "looks, ms", "sums, ms", "temporary MB"]
+    head = ["", "read and write, ms", "merge, ms", "ratio", "looks, ms", "sums, ms"]
+    head += ["temporary MB", "passes"]
     body = [
         [
             name,
@@ -33,6 +35,7 @@ def rows_table(found: dict[str, MergeCost]) -> str:
             f"{cost.ratio:.1f}",
             *(f"{1e3 * seconds:.2f}" for seconds in (cost.looks, cost.sums)),
             f"{cost.temporary / 1e6:.1f}",
+            f"{cost.passes:.1f}",
         ]
         for name, cost in found.items()
     ]

@@ -1,4 +1,4 @@
-"""What one linear map allocates when it is frozen, boosted, or wrapped by PEFT's LoRA."""
+"""What one linear map allocates and launches: frozen, boosted, or wrapped by PEFT's LoRA."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks.measures.memory import changes
+from benchmarks.measures.operations import Operations
 from torch_xgb import BoostedLowRankOptimizer
 
 Prepare = Callable[[nn.Module], object]
@@ -28,6 +29,7 @@ class AllocationRow:
     forward_outputs: float  # bytes, in units of the map's output
     backward: int
     backward_inputs: float  # bytes, in units of the map's input
+    launches: tuple[int, int]  # operations, forward and backward
 
     def cells(self) -> list[str]:
         """Format the row."""
@@ -37,18 +39,33 @@ class AllocationRow:
             f"{self.forward_outputs:.3f}",
             str(self.backward),
             f"{self.backward_inputs:.3f}",
+            *map(str, self.launches),
         ]
 
 
 def allocations(module: nn.Module, x: Tensor) -> tuple[list[int], list[int]]:
     """Return the bytes of every allocation of a forward and a backward pass."""
+    forward, backward = _passes(module, x)
+    return allocated(forward), allocated(backward)
+
+
+def launches(module: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Return how many operations a forward and a backward pass are made of."""
+    found = []
+    for run in _passes(module, x):
+        with Operations() as counted:
+            run()
+        found.append(counted.number)
+    return found[0], found[1]
+
+
+def _passes(module: nn.Module, x: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return a forward pass, and the backward pass of what it made."""
     x = x.detach().requires_grad_()
     made: list[Tensor] = []
-    forward = allocated(lambda: made.append(module(x)))
-    g = torch.ones_like(made[0])
+    g = torch.ones_like(module(x))
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
-    backward = allocated(lambda: torch.autograd.grad(made, wanted, g))
-    return forward, backward
+    return lambda: made.append(module(x)), lambda: torch.autograd.grad(made, wanted, g)
 
 
 def allocation_rows(
@@ -68,7 +85,7 @@ def allocation_rows(
             x.numel() * x.itemsize,
         )
         cells = (len(forward), sum(forward) / outputs, len(backward), sum(backward) / inputs)
-        rows.append(AllocationRow(name, *cells))
+        rows.append(AllocationRow(name, *cells, launches(root[0], x)))
         del held
     return rows
 

@@ -19,7 +19,7 @@ from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.schedule.samplers import draw, sampler
 
 SAMPLERS = ("uniform", "cyclic", "window")
-_WITH_WEIGHTS = {"aten.mm", "aten.addmm", "aten.addmm_"}
+_WITH_WEIGHTS = {"aten.mm", "aten.addmm", "aten.addmm_", "aten.addcmul_", "aten.mul"}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks.measures.memory import peak_memory
+from benchmarks.measures.operations import Operations
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.saving.memory import Memory
 from torch_xgb.weights.addition import Addition
@@ -37,6 +38,7 @@ class MergeCost:
         looks: Of it, looking whether weights are what they were, and noting what they are.
         sums: Of it, adding the products to the weights.
         temporary: Bytes that a merge holds at most, above what was held before.
+        passes: Operations over an entry, reductions included: the same on every machine.
     """
 
     traffic: float
@@ -44,6 +46,7 @@ class MergeCost:
     looks: float
     sums: float
     temporary: int
+    passes: float
 
     @property
     def ratio(self) -> float:
@@ -120,7 +123,11 @@ def merge_cost(case: str, width: int, count: int, merges: int, device: torch.dev
             optimizer.merge()
     _step(model, optimizer, x)
     temporary = peak_memory(optimizer.merge, device)
-    return MergeCost(min(traffic), min(whole), *(min(s[1:]) for s in taken), temporary)
+    _step(model, optimizer, x)
+    with Operations() as counted:
+        optimizer.merge()
+    passes = counted.entries / sum(weight.numel() for weight in weights)
+    return MergeCost(min(traffic), min(whole), *(min(s[1:]) for s in taken), temporary, passes)
 
 
 def _made(

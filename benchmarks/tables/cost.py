@@ -29,6 +29,7 @@ def cost_table(counted: Sequence[Row]) -> str:
 def allocation_table(counted: Sequence[AllocationRow]) -> str:
     """Lay out what one drawn linear map allocates beside a frozen one."""
     head = ["allocations of a linear map", "forward", "in outputs", "backward", "in inputs"]
+    head += ["launches forward", "backward"]
     return table(head, [row.cells() for row in counted])
 
 

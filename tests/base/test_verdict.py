@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measures.remote import Remote, counting, move
 from benchmarks.measures.syncs import CASES, asked
@@ -55,6 +56,28 @@ def test_a_step_waits_for_nothing_and_a_merge_once(case: str) -> None:
     assert found["step"].waits == {} and found["draw"].waits == {}
     assert found["merge"].waits.total() == 1, found["merge"].waits
     assert found["step"].late == 1
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read of tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_cpu_reads_one_flag_a_step_whatever_the_dtypes() -> None:
+    plain = model(torch.bfloat16)
+    optimizer = BoostedLowRankOptimizer(SGD, plain, lr=0.1, modules_to_save=["head"], kappa=9)
+    for x, y in BATCHES[:2]:
+        cross_entropy(plain(x.bfloat16()).float(), y).backward()
+        assert len({p.grad.dtype for g in optimizer.param_groups for p in g["params"]}) == 2
+        with Reads() as reads:
+            optimizer.step()
+        optimizer.zero_grad()
+    assert reads.count == 1
 
 
 def test_where_a_figure_costs_a_wait_somebody_asked_for_it() -> None:

@@ -99,6 +99,9 @@ def test_frozen_forward_saves_nothing(counted: Counted) -> None:
 def test_counter_sees_what_torchs_own_does_not() -> None:
     y, a, b = torch.zeros(5, 7), torch.zeros(5, 2), torch.zeros(2, 7)
     assert count_flops(lambda: y.addmm_(a, b)) == {"aten.addmm_": 2 * 5 * 2 * 7}
+    assert count_flops(lambda: y.addcmul_(a[:, :1], b[:1])) == {"aten.addcmul_": 2 * 5 * 7}
+    assert count_flops(lambda: a[:, :1] * b[0])["aten.mul"] == 2 * 5 * 7
+    assert not count_flops(lambda: y * b[0] * 2)["aten.mul"]
     eager = Size(**{**vars(TINY), "attention": "eager"})
     forward = [cost.cost(size.model(), size.ids(), backward=False) for size in (TINY, eager)]
     assert forward[0].attention == forward[1].attention > 0

@@ -9,7 +9,7 @@ WHOLE = slice(0, 256)
 
 
 def fractions(field: Field) -> torch.Tensor:
-    return (field.bits(WHOLE, WHOLE, CPU).double() + (1 << 31)) / (1 << 32)
+    return (field.bits(WHOLE, WHOLE, CPU).double() + (1 << 15)) / (1 << 16)
 
 
 def test_a_part_has_the_numbers_of_the_whole() -> None:
@@ -35,3 +35,12 @@ def test_they_are_uniform_by_row_by_column_and_beside_each_other() -> None:
         assert float(centred.mean(dim).abs().max()) < 5 / (12 * 256) ** 0.5
     for a, b in ((centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1])):
         assert abs(float((a * b).mean())) * 12 < 5 / 256
+
+
+def test_they_have_no_direction() -> None:
+    """No sum over rows and columns is larger than independent numbers would let it be."""
+    centred = fractions(Field.of(0, 0, "thresholds/w")) - 0.5
+    expected = 2 * (256 / 12) ** 0.5  # the largest singular value of such, for many of them
+    assert float(torch.linalg.matrix_norm(centred, 2)) < 1.2 * expected
+    sums = fractions(Field.of(0, 0, "a")) + fractions(Field.of(0, 0, "b")).mT[:1]
+    assert float(torch.linalg.matrix_norm(sums - sums.mean(), 2)) > 1.2 * expected

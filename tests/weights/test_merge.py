@@ -135,7 +135,7 @@ def test_stochastic_rounding_leaves_the_unusual_as_it_is(dtype: torch.dtype) -> 
     )
     for seed in range(20):
         bits = Field.of(seed, 0, "a test").bits(slice(0, 1), slice(0, len(exact)), exact.device)[0]
-        rounded = round_stochastically(exact, dtype, bits)
+        rounded = round_stochastically(exact, dtype, bits).to(dtype)
         torch.testing.assert_close(rounded, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 

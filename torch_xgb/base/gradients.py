@@ -129,23 +129,23 @@ def _own(parameter: Tensor) -> Tensor:
 
 
 def _flags(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return numbers that are zero if all gradients are finite, one for each device and dtype.
+    """Return numbers that are zero if all gradients are finite, one for each device.
 
     Found by GradScaler's kernel, many times faster than by norms. It multiplies them by one.
     """
     alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for g in gradients:
         alike[g.device, g.dtype].append(g)
-    found = []
+    found: dict[torch.device, Tensor] = {}
     for (device, _), some in alike.items():
-        if not (device.type == "cpu" or is_apart(device)):
-            found.append(~torch.stack([g.isfinite().all() for g in some]).all())
-            continue
-        found.append(torch.zeros((), device=device, dtype=torch.float32))
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            some, found[-1], torch.ones_like(found[-1])
-        )
-    return found
+        if device not in found:
+            found[device] = torch.zeros((), device=device, dtype=torch.float32)
+        if device.type == "cpu" or is_apart(device):
+            one = torch.ones((), device=device, dtype=torch.float32)
+            torch._amp_foreach_non_finite_check_and_unscale_(some, found[device], one)
+        else:
+            found[device] += ~torch.stack([g.isfinite().all() for g in some]).all()
+    return list(found.values())
 
 
 def _no_gradient(names: list[str]) -> str:

@@ -50,32 +50,30 @@ class Field:
         return cls(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
 
     def keys(self, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return int32 numbers that rows and columns are told apart by, of a matrix of a shape."""
+        """Return int16 numbers that rows and columns are told apart by, of a matrix of a shape."""
         rows, columns = (slice(0, size) for size in shape)
         return _keys(self.of_rows, rows, device), _keys(self.of_columns, columns, device)
 
     def bits(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
-        """Return int32 numbers of shape (rows, columns); of each the upper bits are good ones."""
+        """Return int16 numbers of shape (rows, columns); of each the upper bits are good ones."""
         of_rows = _keys(self.of_rows, rows, device)
         of_columns = _keys(self.of_columns, columns, device)
-        mixed = torch.empty(len(of_rows), len(of_columns), dtype=torch.int32, device=device)
-        return mix(of_rows, of_columns, mixed, torch.empty_like(mixed))
+        mixed = torch.empty(len(of_rows), len(of_columns), dtype=torch.int16, device=device)
+        return mix(of_rows, of_columns, mixed)
 
 
-def mix(of_rows: Tensor, of_columns: Tensor, out: Tensor, beside: Tensor) -> Tensor:
+def mix(of_rows: Tensor, of_columns: Tensor, out: Tensor) -> Tensor:
     """Return what keys of rows and of columns make of every entry, as ``Field.bits``.
+
+    Their product modulo 2¹⁶, one operation an entry. Of odd numbers drawn at random, those of any
+    two entries are independent of one another, unless their rows or columns share a key.
 
     Args:
         of_rows: Shape ``(rows,)``.
         of_columns: Shape ``(columns,)``.
         out: Shape ``(rows, columns)``, written to.
-        beside: The same; overwritten.
     """
-    torch.bitwise_xor(of_rows.unsqueeze(1), of_columns, out=out)
-    out.mul_(_FIRST)
-    torch.bitwise_right_shift(out, 15, out=beside)
-    out.bitwise_xor_(beside)
-    return out.mul_(_SECOND - (1 << 32))  # as a signed number
+    return torch.mul(of_rows.unsqueeze(1), of_columns, out=out)
 
 
 # Multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions",
@@ -84,13 +82,13 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 
 
 def _keys(key: int, positions: slice, device: torch.device) -> Tensor:
-    """Return a well-mixed int32 number of every position."""
+    """Return a well-mixed odd int16 number of every position."""
     counted = torch.arange(positions.start, positions.stop, dtype=torch.int64, device=device)
     keys = counted + key
     keys = (keys ^ (keys >> 16)) * _FIRST & 0xFFFFFFFF
     keys = (keys ^ (keys >> 15)) * _SECOND & 0xFFFFFFFF
-    keys = keys ^ (keys >> 16)
-    return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32)
+    keys = (keys ^ (keys >> 16)) & 0xFFFF | 1
+    return torch.where(keys >= 1 << 15, keys - (1 << 16), keys).to(torch.int16)
 
 
 def _digest(seed: int, booster_index: int, purpose: str) -> bytes:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_xgb.formulas.entries import as_matrix, widest
-from torch_xgb.formulas.rounding import round_in_place, round_stochastically
+from torch_xgb.formulas.rounding import round_stochastically, round_to_upper_half
 from torch_xgb.formulas.streams import Field, mix
-from torch_xgb.weights.fingerprints import quick_sum
+from torch_xgb.weights.fingerprints import of_rows, row_sums
 from torch_xgb.weights.places import Piece, Whole, chunks
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
@@ -52,14 +52,12 @@ class _State(NamedTuple):
     Attributes:
         done: How many chunks are.
         sums: Over those.
-        note: The same of W, as it is then: see ``quick_sum``.
         ready: What is to be written into the next one.
         version: How often W had been written to when the next one was about to be added to.
     """
 
     done: int
     sums: Tensor
-    note: Tensor | None
     ready: _Ready | None = None
     version: int | None = None
 
@@ -110,8 +108,10 @@ class Addition:
         self._bits, self._residual, self._forget = bits, residual, forget
         self._space = space
         sums = torch.zeros(2, dtype=widest(W.device), device=W.device)
-        self._notes = type(weight.place) is Whole and as_matrix(W).stride(1) == 1
-        self._state = _State(0, sums, None)
+        matrix = as_matrix(W)
+        notes = type(weight.place) is Whole and matrix.stride(1) == 1
+        self._rows = sums.new_empty(len(matrix), dtype=torch.int64) if notes else None
+        self._state = _State(0, sums)
 
     @property
     def sums(self) -> Tensor:
@@ -124,7 +124,7 @@ class Addition:
     @property
     def note(self) -> Tensor | None:
         """The weight's ``quick_sum``, once all is done; None of one that is not whole or turned."""
-        return self._state.note
+        return None if self._rows is None else of_rows(self._rows)
 
     @torch.no_grad()
     def go_on(self) -> None:
@@ -152,11 +152,10 @@ class Addition:
 
     def _add(self, W: Piece) -> None:
         """Add to a chunk in place."""
-        delta = self._product.part(W, self._take("delta", W))
         if self._state.version is None:
             self._state = self._state._replace(version=W.values._version)
         if self._state.version == W.values._version:
-            W.values.add_(delta)
+            W.values.add_(self._product.part(W, self._take("delta", W)))
         self._written(W)
 
     def _replace(self, W: Piece, E: Piece | None) -> None:
@@ -172,34 +171,29 @@ class Addition:
 
     def _written(self, W: Piece) -> None:
         """Take note of a chunk that was, while it is in the processor's cache."""
-        done, sums, note, *_ = self._state
-        if self._notes:
-            found = quick_sum(W.values, W.rows.start)
-            note = found if note is None else note + found
-        self._state = _State(done + 1, sums, note)
+        if self._rows is not None:
+            row_sums(W.values, self._rows[W.rows])
+        self._state = _State(self._state.done + 1, self._state.sums)
 
     def _compute(self, W: Piece, E: Piece | None) -> _State:
         """Return the state in which a chunk's new values are ready."""
-        sums = self._state.sums
         delta = self._product.part(W, self._take("delta", W))
         exact = self._take("exact", W).copy_(W.values)
-        before = exact.clone() if self.measured else None
-        exact.add_(delta)
         if E is not None:
             # In its own dtype first: converted on the host it would be waited for.
-            there = E.values.to(delta.device, non_blocking=True)
-            carried = self._take("carried", W).copy_(there)
-            exact.add_(carried)
-            if before is not None:
-                before += carried
+            there = E.values.to(exact.device, non_blocking=True)
+            exact.add_(self._take("carried", W).copy_(there))
+        before = self._take("before", W).copy_(exact) if self.measured else None
+        exact.add_(delta)
         rounded = self._round(exact, W)
-        kept = None if before is None else rounded.to(W.values.dtype).to(delta.dtype) - before
         left = None
         if E is not None and self.precision == "residual":
             left = exact.sub_(rounded)
-            if kept is not None:
-                kept += left.to(E.values.dtype).to(delta.dtype)
-        if kept is not None:
+        sums = self._state.sums
+        if before is not None:
+            kept = self._take("kept", W).copy_(rounded.to(W.values.dtype)).sub_(before)
+            if E is not None and left is not None:
+                kept.add_(left.to(E.values.dtype))
             sums = sums + torch.stack([kept.mul_(delta).sum(), delta.square_().sum()])
         return self._state._replace(sums=sums, ready=_Ready(rounded, left))
 
@@ -208,12 +202,13 @@ class Addition:
         if self._bits is None:
             return exact
         rows, columns = self._keys
-        bits, other = self._take("bits", W, torch.int32), self._take("other", W, torch.int32)
-        bits = mix(rows[W.rows], columns[W.columns], bits, other)
-        margin = _MARGIN if self.precision == "residual" else 0.0
+        bits = mix(rows[W.rows], columns[W.columns], self._take("bits", W, torch.int16))
+        out = self._take("rounded", W)
         if (exact.dtype, W.values.dtype) == (torch.float32, torch.bfloat16):
-            return round_in_place(exact, bits, margin)
-        return round_stochastically(exact, W.values.dtype, bits, margin)
+            return round_to_upper_half(exact, bits, out)
+        margin = _MARGIN if self.precision == "residual" else 0.0
+        spare = out, self._take("share", W)
+        return round_stochastically(exact, W.values.dtype, bits, margin, spare)
 
     @cached_property
     def _keys(self) -> tuple[Tensor, Tensor]:

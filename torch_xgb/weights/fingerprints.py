@@ -12,7 +12,7 @@ from torch_xgb.processes import total
 from torch_xgb.weights.places import Piece, whole_piece
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["fingerprint", "fingerprints", "mixed_sum", "quick_sum"]
+__all__ = ["fingerprint", "fingerprints", "mixed_sum", "of_rows", "quick_sum", "row_sums"]
 
 _MASK = (1 << 64) - 1
 
@@ -61,21 +61,32 @@ def mixed_sum(piece: Piece) -> Tensor:
     return summed
 
 
-def quick_sum(matrix: Tensor, first: int = 0) -> Tensor:
+def quick_sum(matrix: Tensor) -> Tensor:
     """Return a number that changes with any bit of a matrix, as fast as memory is read.
 
-    Exchanges of entries within a row escape it. Those of several rows in turn add up to that of
-    the whole.
+    Exchanges of entries within a row escape it.
 
     Args:
         matrix: With rows that are contiguous.
-        first: Which row of the whole it begins with.
+    """
+    return of_rows(row_sums(matrix))
+
+
+def row_sums(matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return what ``quick_sum`` is made of, a 64-bit integer for each row.
+
+    Args:
+        matrix: With rows that are contiguous.
+        out: Where to, if it is known.
     """
     bits = as_bits(matrix)
     several = 8 // bits.element_size()
     strides = (bits.shape[1], bits.stride(0), bits.storage_offset())
     if several > 1 and bits.stride(1) == 1 and not any(size % several for size in strides):
         bits = bits.view(torch.int64)
-    rows = bits.sum(1, dtype=torch.int64)
-    numbers = torch.arange(first + 1, first + 1 + len(rows), device=rows.device)
-    return (rows * numbers).sum()
+    return torch.sum(bits, 1, dtype=torch.int64, out=out)
+
+
+def of_rows(sums: Tensor) -> Tensor:
+    """Return the ``quick_sum`` of a matrix whose ``row_sums`` are given."""
+    return (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()

@@ -1,10 +1,11 @@
 """Boosters and a quantised base: what merging into it would keep, and training beside it.
 
     python -m benchmarks.quantised --json runs/quantised.json        # about twenty minutes
-    python -m benchmarks.quantised --only beside                     # the second part alone
+    python -m benchmarks.quantised --only beside                     # the second part alone, which
+                                                                     # can be stopped and goes on
 
 The second part trains MiniLM on TREC: boosters merged into bfloat16 weights, the same boosters
-beside a base in NF4 (bitsandbytes' Linear4bit), with room for sums of rank 32 and of rank 8, and
+beside a base in NF4 (bitsandbytes' Linear4bit), with room for sums of rank 28 and of rank 8, and
 QLoRA of rank 8. The rates are each method's best on TREC in the tables of scores. Memory is what
 the encoder's linear maps keep, and the most held beside them: factors, gradients, AdamW's state,
 residuals, sums; the head is the same for all and left out. ``lost`` is how far the sums are from
@@ -30,10 +31,12 @@ the way those went. Loss and score are on 512 texts held out. Bits are those a w
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import command
 from benchmarks.runs.beside import Bench
+from benchmarks.runs.journal import RESULTS, Journal
 from benchmarks.runs.precision import Lab, Setting
 from benchmarks.runs.provenance import provenance, provenance_line
 from benchmarks.runs.quantised import records, train
@@ -49,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=256, help="a multiple of 8 (default: 256)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
     parser.add_argument("--only", choices=("merged", "beside"), help="one part alone")
+    parser.add_argument(
+        "--journal", type=Path, default=RESULTS / "beside.jsonl", help="of the second part"
+    )
     command.add_json(parser)
     options = parser.parse_args(argv)
     parts = {"merged": _merged, "beside": _beside}
@@ -78,7 +84,7 @@ def _beside(options: Namespace) -> list[dict[str, Any]]:
             flush=True,
         )
         found = []
-        for record in bench.records(options.seeds):
+        for record in bench.records(options.seeds, Journal(options.journal)):
             found.append(record)
             print(record, flush=True)
     print(beside_table(found))

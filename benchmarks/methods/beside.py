@@ -42,6 +42,11 @@ def hold(model: nn.Module, base: Callable[[nn.Linear], nn.Linear]) -> nn.Module:
     return model
 
 
+def float32(linear: nn.Linear) -> nn.Linear:
+    """Keep the weight as it is."""
+    return linear
+
+
 def bfloat16(linear: nn.Linear) -> nn.Linear:
     """Keep the weight in bfloat16."""
     linear.weight.data = linear.weight.data.bfloat16()
@@ -88,6 +93,14 @@ def boosters(model: nn.Module, lr: float, seed: int, **options: Any) -> Trainee:
     return Trainee(model, optimizer, optimizer.finalize)
 
 
+def as_qlora(model: nn.Module, lr: float, seed: int) -> Trainee:
+    """Train the same in QLoRA's memory of rank 8: its factors, gradients and AdamW's state.
+
+    Those are 4 · 8 rows and columns a weight; a pair of rank 1 with its own leaves 28 for the sum.
+    """
+    return boosters(model, lr, seed, accumulator_rank=28)
+
+
 def few(model: nn.Module, lr: float, seed: int) -> Trainee:
     """Train the same with room for a sum of rank 8 beside each weight."""
     return boosters(model, lr, seed, accumulator_rank=8)
@@ -101,13 +114,14 @@ def qlora(model: nn.Module, lr: float, seed: int) -> Trainee:
     return lora.trainee(model, config, lr)
 
 
-MERGED, BESIDE = "boosters merged into bfloat16", "boosters beside NF4, sums of rank 32"
-ROUNDED = "boosters merged into float32 of NF4's values"
+MERGED, BESIDE = "boosters merged into bfloat16", "boosters beside NF4, sums of rank 28"
+WHOLE, ROUNDED = "boosters merged into float32", "boosters merged into float32 of NF4's values"
 FEW, QLORA = "boosters beside NF4, sums of rank 8", "QLoRA r=8, NF4"
 WAYS = (
     Way(MERGED, bfloat16, boosters, 5e-3),
+    Way(WHOLE, float32, boosters, 5e-3),
     Way(ROUNDED, rounded, boosters, 5e-3),
-    Way(BESIDE, nf4, boosters, 5e-3),
+    Way(BESIDE, nf4, as_qlora, 5e-3),
     Way(FEW, nf4, few, 5e-3),
     Way(QLORA, nf4, qlora, 2e-3),
 )

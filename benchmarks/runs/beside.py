@@ -2,6 +2,8 @@
 
 import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.methods.beside import WAYS, Way, hold, tensors_of
 from benchmarks.methods.method import Trainee
+from benchmarks.runs.journal import Journal
 from benchmarks.runs.precision import Setting, Weights, true_updates
 from benchmarks.runs.step import step
 from benchmarks.subjects import minilm
@@ -48,11 +51,12 @@ class Bench:
         found |= {"lost": _lost(model, true), "loss": statistics.fmean(losses[-50:])}
         return {**found, "score": score(trainee.model, self.dev)}
 
-    def records(self, seeds: int) -> Iterator[Record]:
-        """Train every way, seed by seed."""
+    def records(self, seeds: int, journal: Journal) -> Iterator[Record]:
+        """Train every way, seed by seed, where the journal has no record of it."""
         for seed in range(seeds):
             for way in WAYS:
-                yield self.record(way, seed)
+                key = {"way": way.name, "lr": way.lr, "seed": seed, **asdict(self.setting)}
+                yield journal.once(key, partial(self.record, way, seed))
 
 
 @torch.no_grad()

@@ -1,14 +1,13 @@
 """Every model type of transformers, made small: its configuration shrunk, its weights random.
 
 Widths are divided by one number, so that what must divide what still does; stacks keep two blocks,
-or one of each kind; vocabularies and experts are few. Inputs are made of what a forward asks for.
+or one of each kind; vocabularies and experts are few. Inputs are those of ``inputs``.
 """
 
 from __future__ import annotations
 
-import inspect
+import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.auto import configuration_auto, modeling_auto
 
-Batch = dict[str, Any]
+from benchmarks.subjects.inputs import Batch, batches
 
 # The tasks a model type is tried at, the first it has: a language model before its base model.
 TASKS = (
@@ -34,12 +33,12 @@ TASKS = (
     *("UNIVERSAL_SEGMENTATION", "DEPTH_ESTIMATION", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
 )
 # Widths are divided by a factor, the first that works; some models keep in code how a head's width
-# is cut for positions of several axes, and are told.
-TRIES = ((8, False), (8, True), (16, False), (4, False), (1, False))
-VOCABULARY, EXPERTS, POSITIONS, MOST = 192, 16, 512, 80e6
+# is cut for positions of several axes: they are told, or get fewer heads of the same width.
+TRIES = ((8, ""), (8, "sections"), (8, "heads"), (16, ""), (4, ""), (1, ""))
+VOCABULARY, EXPERTS, POSITIONS, FRAMES, PICTURE, MOST = 192, 16, 512, 64, 224, 80e6
 
 _WIDTH = re.compile(
-    r"size|dim|width|d_model|d_ff|d_kv|d_inner|n_embd|n_inner|rank|channels|hidden|embed|ffn|units"
+    r"size|dim|width|d_model|d_ff|d_kv|d_inner|n_embd|n_inner|rank|channels|hidden|embed|ffn|units|filters"
     r"|expand_v|section|planes"
 )
 _NO_WIDTH = re.compile(
@@ -87,10 +86,10 @@ def specimen(model_type: str) -> Specimen:
     config_class = configuration_auto.CONFIG_MAPPING[model_type]
     model_class = getattr(transformers, str(_class_name(model_type)))
     reasons: list[str] = []
-    for factor, cut in TRIES:
+    for factor, way in TRIES:
         try:
-            config = shrink(config_class(), factor)
-            model = _built(model_class, _with_sections(config) if cut else config)
+            config = shrink(_complete(config_class(), way), factor, way == "heads")
+            model = _built(model_class, _with_sections(config) if way == "sections" else config)
         except Exception as error:
             reasons.append(f"build: {_said(error)}")
         else:
@@ -113,16 +112,39 @@ def _built(model_class: Any, config: PretrainedConfig) -> Any:
 
 def _accepted(model: Any, reasons: list[str]) -> Batch | None:
     """The first inputs that a model takes and answers with a gradient; or one more reason."""
-    said = "forward: no gradient"
+    said = ["forward: no gradient"]
     for batch in batches(model):
         try:
             torch.manual_seed(0)
             if differentiable(model(**batch)):
                 return batch
         except Exception as error:
-            said = f"forward: {_said(error)}"
-    reasons.append(said)
+            said.append(f"forward: {_said(error)}")
+    reasons.append(next((s for s in said[1:] if "TypeError" not in s), said[-1]))
     return None
+
+
+def _complete(config: PretrainedConfig, way: str) -> PretrainedConfig:
+    """Fill in what a configuration leaves open, in place, and those inside it.
+
+    A backbone that is timm's becomes a ResNet of transformers.
+    """
+    for name, inner in list(vars(config).items()):
+        if getattr(inner, "model_type", "") == "timm_backbone":
+            stages = len(getattr(inner, "out_indices", None) or [4])
+            last = [f"stage{i}" for i in range(5 - stages, 5)]
+            setattr(config, name, transformers.ResNetConfig(depths=[1] * 4, out_features=last))
+        elif isinstance(inner, PretrainedConfig):
+            _complete(inner, way)
+    given = {"vocab_size": VOCABULARY, "prediction_length": 4, "context_length": 16}
+    heads, hidden = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
+    if way == "heads" and isinstance(heads, int) and isinstance(hidden, int):
+        given |= {"num_key_value_heads": heads, "head_dim": hidden // heads}
+        given |= {"pad_token_id": 0, "mask_token_id": 1}
+    for name, value in given.items():
+        if name in vars(config) and getattr(config, name) is None:
+            setattr(config, name, value)
+    return config
 
 
 def outputs(answer: Any) -> list[Tensor]:
@@ -141,11 +163,17 @@ def differentiable(answer: Any) -> list[Tensor]:
     return [tensor for tensor in outputs(answer) if tensor.requires_grad and tensor.numel()]
 
 
-def shrink(config: PretrainedConfig, factor: int) -> PretrainedConfig:
-    """Make a configuration small, in place, and those inside it."""
-    depth, kinds = _depths(config)
+def shrink(config: PretrainedConfig, factor: int, heads: bool = False) -> PretrainedConfig:
+    """Make a configuration small, in place, and those inside it.
+
+    Args:
+        config: The configuration.
+        factor: What widths are divided by.
+        heads: Whether there are to be fewer heads, in the place of narrower ones.
+    """
+    how = _How(factor, heads, *_depths(config))
     for name, value in list(vars(config).items()):
-        small = _small(name, value, factor, depth, kinds)
+        small = _small(name, value, how)
         if small is not value and not name.startswith("_"):
             try:
                 setattr(config, name, small)
@@ -166,121 +194,79 @@ def _with_sections(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
+@dataclass(frozen=True)
+class _How:
+    """What widths are divided by, whether heads are, the layers there are and are to be."""
+
+    factor: int
+    heads: bool
+    depth: int
+    kept: int
+
+
 def _depths(config: PretrainedConfig) -> tuple[int, int]:
-    """The layers it has, and as how many it is to have: two, or one of each kind."""
-    depth = int(getattr(config, "num_hidden_layers", 0) or 0)
+    """The layers it has, and as how many it is to have: two, or one of each kind.
+
+    Lists of a model in stages have an entry for each of them, and stay as long as they are; a
+    backbone keeps all layers, as others ask for some by number.
+    """
+    depth = getattr(config, "num_hidden_layers", 0)
+    if any(isinstance(getattr(config, n, None), (list, tuple)) for n in ("depths", "depth")):
+        return 0, 3
+    if not isinstance(depth, int):
+        return 0, 2
+    if len(getattr(config, "out_indices", None) or ()) > 1:
+        return depth, depth
     listed = [v for v in vars(config).values() if isinstance(v, list) and len(v) == depth > 2]
     kinds = max((len(set(map(str, v))) for v in listed), default=1)
     return depth, min(max(2, kinds), 4)
 
 
-def _small(name: str, value: Any, factor: int, depth: int, kept: int) -> Any:
+def _small(name: str, value: Any, how: _How) -> Any:
     if isinstance(value, PretrainedConfig):
-        return shrink(value, factor)
+        return shrink(value, how.factor, how.heads)
     if isinstance(value, dict):
-        return {k: _small(str(k), v, factor, depth, kept) for k, v in value.items()}
+        return {k: _small(str(k), v, how) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and value:
-        if len(value) == depth > 2 and not _NO_LAYERS.search(name.replace("layer_types", "")):
-            return _one_of_each(value, kept)
-        return type(value)(_small(name, v, factor, depth, kept) for v in value)
+        if len(value) == how.depth > 2 and not _NO_LAYERS.search(name.replace("layer_types", "")):
+            return _one_of_each(value, how.kept)
+        return type(value)(_small(name, v, how) for v in value)
     if name == "use_cache":
         return False
     if isinstance(value, bool) or not isinstance(value, int):
         return value
-    return _small_number(name, value, factor, kept)
+    return _small_number(name, value, how)
 
 
-def _small_number(name: str, value: int, factor: int, kept: int) -> int:
+def _small_number(name: str, value: int, how: _How) -> int:
     if re.search(r"(token|_)(id|index)$|_ids?$", name):
         return value if 0 <= value < VOCABULARY else VOCABULARY - 1 - value % 32
     if "vocab" in name:
         return min(value, VOCABULARY)
-    if re.search(r"experts$", name) and "per" not in name:
+    if re.search(r"experts$", name) and "_per" not in name:
         return min(value, EXPERTS)
     if "shared_layers" in name:
         return 0
     if _LAYERS.search(name) and not _NO_LAYERS.search(name):
-        return min(value, kept)
+        return min(value, how.kept)
     if "max_position" in name:
         return min(value, POSITIONS)
-    if _WIDTH.search(name) and not _NO_WIDTH.search(name) and value >= 2 * factor:
-        return value // factor if value % factor == 0 else value
+    if "source_position" in name:
+        return min(value, FRAMES)
+    if name in ("image_size", "img_size") and how.factor > 4:
+        return min(value, PICTURE)
+    if how.heads and re.search(r"head_dim|qk_\w*dim|v_head", name):
+        return value
+    if how.heads and re.search(r"heads$", name):
+        return math.ceil(value / how.factor)
+    if _WIDTH.search(name) and not _NO_WIDTH.search(name) and value >= 2 * how.factor:
+        return value // how.factor if value % how.factor == 0 else value
     return value
 
 
 def _one_of_each(value: Any, kept: int) -> Any:
     first = list({str(v): v for v in reversed(value)}.values())[::-1]
     return type(value)(sorted([*first, *value[:kept]][:kept], key=list(value).index))
-
-
-def batches(model: Any) -> Iterator[Batch]:
-    """Yield inputs that a model may accept, the likeliest first."""
-    config, asked = model.config, set(_parameters(model))
-    text: Batch = {"input_ids": torch.arange(5, 21).reshape(2, 8)}
-    if "bbox" in asked:
-        text["bbox"] = torch.zeros(2, 8, 4, dtype=torch.long)
-    decoder = {"decoder_input_ids": torch.arange(5, 17).reshape(2, 6)}
-    main = getattr(model, "main_input_name", "input_ids")
-    images = [{"pixel_values": image} for image in _images(config)]
-    sounds = [{"input_features": f} for f in _features(config)]
-    waves = [{"input_values": w} for w in (torch.randn(2, 4000), *_features(config))]
-    series = [
-        {
-            "past_values": torch.randn(
-                2, _find(config, "context_length", 64), _find(config, "num_input_channels", 1)
-            )
-        }
-    ]
-    kinds = {"pixel_values": images, "input_features": sounds, "input_values": waves}
-    kinds |= {"input_ids": [text], "past_values": series}
-    ordered = [main, *(kind for kind in kinds if kind in asked and kind != main)]
-    singles = [batch for kind in ordered for batch in kinds.get(kind, [])]
-    for batch in singles:
-        if "decoder_input_ids" in asked:
-            yield {**batch, **decoder}
-        yield batch
-    for image in images if {"pixel_values", "input_ids"} <= asked else []:
-        yield {**text, **image}
-    for sound in (*sounds, *waves) if "input_ids" in asked else []:
-        yield {**text, **sound}
-
-
-def _images(config: PretrainedConfig) -> Iterator[Tensor]:
-    size = _find(config, "image_size", 64)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    channels, frames = _find(config, "num_channels", 3), _find(config, "num_frames", 0)
-    if frames:
-        yield torch.randn(2, frames, channels, height, width)
-    yield torch.randn(2, channels, height, width)
-    yield torch.randn(2, channels, 224, 224)
-
-
-def _features(config: PretrainedConfig) -> Iterator[Tensor]:
-    bins = next(
-        (
-            v
-            for n in ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
-            if (v := _find(config, n, 0))
-        ),
-        80,
-    )
-    frames = 2 * _find(config, "max_source_positions", 0) or _find(config, "max_length", 0) or 96
-    for length in dict.fromkeys((frames, 96)):
-        yield torch.randn(2, bins, length)
-        yield torch.randn(2, length, bins)
-
-
-def _find(config: PretrainedConfig, name: str, default: Any) -> Any:
-    """Return the first value of a name in a configuration or those inside it."""
-    value = getattr(config, name, None)
-    if value is not None and not isinstance(value, PretrainedConfig):
-        return value
-    inner = (v for v in vars(config).values() if isinstance(v, PretrainedConfig))
-    return next((v for c in inner if (v := _find(c, name, None)) is not None), default)
-
-
-def _parameters(model: nn.Module) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)
 
 
 def _class_name(model_type: str) -> str | None:

@@ -15,16 +15,16 @@ def test_types_are_scanned_once_and_counted(
 ) -> None:
     """Linear maps under another name, a body for images beside text, and one that none can make."""
     journal = tmp_path / "zoo.jsonl"
-    types = ["falcon", "llava", "autoformer"]
+    types = ["falcon", "llava", "layoutlmv2"]
     assert set(types) <= set(model_types())
     zoo.main(["--types", *types, "--journal", str(journal)])
     printed = capsys.readouterr().out
     assert "2 could be made small and run" in printed
     assert "merge 2 of them exactly (100.0 %)" in printed
-    falcon, llava, autoformer = (json.loads(line) for line in journal.read_text().splitlines())
+    falcon, llava, layoutlm = (json.loads(line) for line in journal.read_text().splitlines())
     assert falcon["trains"] and falcon["targets"] == 8 and falcon["distance"] <= 1e-5
     assert llava["trains"] and llava["settings"] == {"unused": "skip"}  # a batch of text alone
-    assert "prediction_length" in autoformer["made"]
+    assert "detectron2" in layoutlm["made"]
     zoo.main(["--types", *types, "--journal", str(journal)])
     assert capsys.readouterr().out == printed
     assert len(journal.read_text().splitlines()) == 3

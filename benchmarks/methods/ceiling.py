@@ -106,6 +106,16 @@ VARIANTS = {
         Method("XGBLoRA, carry tied, 0.94 r=1", boosted, 1e-2, (1e-2,), {"r": 1, "tied": 0.94}),
     )
 }
+# The rate held for three quarters of the run: a booster learns as much as its rate lets it.
+HELD = {
+    method.name: method
+    for method in (
+        Method("PEFT LoRA, held r=1", lora, 1e-2, (1e-2,), {"r": 1}, 0.75),
+        Method(
+            "XGBLoRA, carry=0.97, held r=1", boosted, 1e-2, (1e-2,), {"r": 1, "carry": CARRY}, 0.75
+        ),
+    )
+}
 METHODS = {
     method.name: method
     for method in (
@@ -118,5 +128,7 @@ METHODS = {
         # rate rising again.
         *_ranks("ReLoRA", boosted, kappa=200, rewarmup_steps=20),
         *(() if missing("GaLore") else _ranks("GaLore", galore)),
+        *VARIANTS.values(),
+        *HELD.values(),
     )
-} | VARIANTS
+}

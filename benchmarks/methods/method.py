@@ -29,7 +29,8 @@ class Method:
     """A way to fine-tune, with the rates that a search tries (as many for every method).
 
     ``build`` takes a model, a rate and a seed, and ``options`` as keywords. The builder's name and
-    the options, plain JSON, are what a record knows a method by.
+    the options, plain JSON, are what a record knows a method by, and for how much of a run its rate
+    is ``held`` before it falls, where it is.
     """
 
     name: str
@@ -37,8 +38,10 @@ class Method:
     lr: float
     grid: tuple[float, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    held: float = 0.0
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells a method from others, whatever it is called in a table."""
-        return {"build": self.build.__name__, "options": dict(self.options)}
+        held = {"held": self.held} if self.held else {}
+        return {"build": self.build.__name__, "options": dict(self.options), **held}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from benchmarks.methods.ceiling import METHODS, VARIANTS
+from benchmarks.methods.ceiling import HELD, METHODS, VARIANTS
 from benchmarks.methods.method import Method
 from benchmarks.runs.journal import RESULTS, Journal, Record
 from benchmarks.runs.step import decayed, step
@@ -66,7 +66,8 @@ class Run:
         model = bytelm.model(self.seed)
         trainee = self.method.build(model, self.lr, self.seed, **self.method.options)
         trainable = trainee.trainable
-        schedule, losses = LambdaLR(trainee.optimizer, partial(decayed, steps=self.steps)), []
+        share = partial(decayed, steps=self.steps, held=self.method.held)
+        schedule, losses = LambdaLR(trainee.optimizer, share), []
         data = tqdm(bytelm.batches(self.steps, self.seed), self.method.name, self.steps,
                     leave=False, unit="step", disable=None)  # fmt: skip
         for batch in data:
@@ -179,8 +180,10 @@ _OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *_EIGHT))
 LENGTHS, SEEDS = (400, 1600, 6400), 3  # of the table
 # What is least missed comes last, as whatever stops the queue cuts it there.
 QUEUE = Queue((
-    Stage(1600, 1, MAIN[:2]),
+    Stage(1600, 3, (*MAIN[:2], *HELD)),
+    Stage(6400, 1, (*MAIN[:2], *HELD)),
     Stage(400, 3, (*MAIN[:2], *VARIANTS)),
+    Stage(6400, 3, (*MAIN[:2], *HELD)),
     Stage(1600, 1, (*MAIN, *VARIANTS)),
     Stage(1600, 3, MAIN),
     Stage(6400, 1, MAIN),

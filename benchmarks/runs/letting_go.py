@@ -22,7 +22,8 @@ from torch_xgb import BoostedLowRankOptimizer, Decay
 JOURNAL = RESULTS / "letting-go.jsonl"
 KAPPA, NOISE, ROWS, POINTS = 8, 0.3, 16, 16
 RATES, RANKS, LENGTHS, SEEDS = (5e-3, 1e-2, 2e-2), (1, 4), (400, 1600), 3
-# ρ of a booster, or at the peak rate where it is tied to the rate.
+# ρ of a booster, or at the peak rate where it is tied to the rate; and for how much of the run the
+# rate is held before it falls.
 WAYS: dict[str, dict[str, Any]] = {
     "LoRA": {"kappa": None},
     "the paper's": {},
@@ -32,6 +33,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "carry tied, 0.97": {"tied": 0.97},
     "carry tied, 0.9": {"tied": 0.9},
     "carry tied, 0.8": {"tied": 0.8},
+    "LoRA, rate held": {"kappa": None, "held": 0.75},
+    "carry=0.97, rate held": {"carry": 0.97, "held": 0.75},
+    "carry=0.9, rate held": {"carry": 0.9, "held": 0.75},
 }
 
 
@@ -57,7 +61,8 @@ class Run:
         delta, model = target.delta().float(), target.model().float()
         goal = torch.eye(target.size) + delta
         optimizer = self._optimizer(model)
-        schedule = LambdaLR(optimizer, partial(decayed, steps=self.steps))
+        held = WAYS[self.way].get("held", 0.0)
+        schedule = LambdaLR(optimizer, partial(decayed, steps=self.steps, held=held))
         generator, errors = torch.Generator().manual_seed(self.seed), []
         for step in range(self.steps):
             x, noise = torch.randn(2, ROWS, target.size, generator=generator)
@@ -72,6 +77,7 @@ class Run:
 
     def _optimizer(self, model: nn.Module) -> BoostedLowRankOptimizer:
         given = {"kappa": KAPPA, **WAYS[self.way]}
+        given.pop("held", None)
         if "tied" in given:
             given["carry"] = Decay((1 - given.pop("tied")) / (KAPPA * self.lr))
         return BoostedLowRankOptimizer(

@@ -32,7 +32,15 @@ def step(
     return float(loss.detach())
 
 
-def decayed(step: int, steps: int, warmup: float = 0.06) -> float:
-    """Return the rate's share at a step: linear warm-up, then linear decay to zero."""
+def decayed(step: int, steps: int, warmup: float = 0.06, held: float = 0.0) -> float:
+    """Return the rate's share at a step: linear warm-up, then linear decay to zero.
+
+    Args:
+        step: From 0.
+        steps: Of the run.
+        warmup: The share of them in which the rate rises.
+        held: The share of them after which it falls, at the earliest.
+    """
     rising = max(1, round(warmup * steps))
-    return min((step + 1) / rising, (steps - step) / max(1, steps - rising), 1.0)
+    falling = steps - max(rising, round(held * steps))
+    return min((step + 1) / rising, (steps - step) / max(1, falling), 1.0)

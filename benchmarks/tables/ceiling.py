@@ -66,7 +66,9 @@ _TIMES = {"cost": "times"}
 
 
 def _counts(name: str) -> dict[str, object]:
-    return {"cost": "counts", **METHODS[name].identity}
+    identity = METHODS[name].identity
+    identity.pop("held", None)  # a step costs the same
+    return {"cost": "counts", **identity}
 
 
 def _costs(name: str, journal: Journal) -> list[str]:

@@ -63,7 +63,9 @@ class Recipe:
     best: bool = _option(False, "end with the weights of the best score", bool)
     lr: float = _option(1e-3, "the base's learning rate", float)
     optimizer: str = _option("AdamW", "the base: a class of torch.optim")
-    schedule: str = _option("linear", "of the rate: linear, cosine, constant, …")
+    schedule: str = _option(
+        "linear", "of the rate: linear, cosine, warmup_stable_decay (falls in the last quarter), …"
+    )
     warmup: float = _option(0.06, "share of the steps in which it rises", float)
     max_grad_norm: float = _option(1.0, "gradients are clipped to it", float)
     dtype: str = _option("auto", "of the weights: float32, bfloat16, …")

@@ -171,6 +171,7 @@ def _arguments(recipe: Recipe, folder: RunFolder, task: Task, rows: int) -> Trai
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.lr,
         lr_scheduler_type=recipe.schedule,
+        lr_scheduler_kwargs=_falling(recipe.schedule, steps),
         warmup_steps=round(recipe.warmup * steps),
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
@@ -185,6 +186,12 @@ def _arguments(recipe: Recipe, folder: RunFolder, task: Task, rows: int) -> Trai
         report_to=list(recipe.report_to),
         disable_tqdm=True,
     )
+
+
+def _falling(schedule: str, steps: int) -> dict[str, Any]:
+    """Let a rate that is held fall over the last quarter, linearly as the others do."""
+    held = schedule == "warmup_stable_decay"
+    return {"num_decay_steps": max(1, steps // 4), "decay_type": "linear"} if held else {}
 
 
 def _steps(recipe: Recipe, rows: int) -> int:

@@ -63,6 +63,9 @@ def test_methods_share_batches_and_heads() -> None:
     assert sum(len(b["labels"]) for b in bench.dev.ordered_batches(5)) == 12
     factors = [decayed(step, 100) for step in range(100)]
     assert factors.index(max(factors)) == 5 and factors[-1] == pytest.approx(1 / 94)
+    held = [decayed(step, 100, held=0.75) for step in range(100)]
+    assert held[:6] == factors[:6] and set(held[5:76]) == {1.0}
+    assert held[76:] == pytest.approx([n / 25 for n in range(24, 0, -1)])
 
 
 @needs_model

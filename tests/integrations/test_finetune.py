@@ -194,14 +194,19 @@ def test_numbers_from_a_table_of_two_texts(tmp_path: Path) -> None:
         text=("a", "b"),
         label="score",
         dev_share=0.3,
-        epochs=2,
+        epochs=4,
         batch_size=4,
         optimizer="SGD",
         base_settings={"momentum": 0.9},
+        schedule="warmup_stable_decay",
+        warmup=0.0,
         out=str(tmp_path / "run"),
     )
     done = quiet(recipe)
-    assert done.result["rows"] == {"train": 8, "dev": 3} and done.result["steps"] == 4
+    assert done.result["rows"] == {"train": 8, "dev": 3} and done.result["steps"] == 8
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["result"]["history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates == pytest.approx([*[1e-3] * 7, 5e-4])  # falls over the last quarter
     assert set(done.result["scores"]) == {"loss", "mse", "pearson", "spearman"}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert model.config.problem_type == "regression" and model.config.num_labels == 1

@@ -117,7 +117,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.sets) - {*SETS}:
         parser.error(f"no set {sorted(unknown)[0]!r}: there are {', '.join(SETS)}")
-    print(f"Python {sys.version.split()[0]}, torch {version('torch')} is lent", flush=True)
+    lent = "nothing is lent" if options.alone else f"torch {version('torch')} is lent"
+    print(f"Python {sys.version.split()[0]}, {lent}", flush=True)
     ran = [run(name, options) for name in options.sets or SETS]
     for one in ran:
         versions = ", ".join(f"{name} {said}" for name, said in one.versions.items())

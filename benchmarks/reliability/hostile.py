@@ -14,17 +14,18 @@ import struct
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.reliability.apart import Fork
 from benchmarks.reliability.counts import OWN, Counts, Fault, is_ours
 from benchmarks.reliability.subjects import Kind, boosted, digest, model_of, step
-from torch_xgb import Chain
+from torch_xgb import BoostedLowRankOptimizer, Chain
 
 __all__ = ["run"]
 
@@ -184,10 +185,8 @@ def _resume(path: Path) -> str:
         saved = torch.load(path, weights_only=True)
     except Exception as error:  # torch's reader is what refuses
         raise ValueError(f"{_OTHER_READERS[0]} {error}") from error
-    model = model_of(KIND)
-    optimizer = boosted(model, KIND)
     try:
-        model.load_state_dict(saved["model"])
+        model, optimizer = _ready(saved["model"])
     except Exception as error:
         raise ValueError(f"{_OTHER_READERS[1]} {error}") from error
     before = digest(model.state_dict(), optimizer.state_dict())
@@ -248,10 +247,8 @@ def _bounded(path: Path) -> str:
 def _structures(made: Path, many: int, dice: random.Random, counts: Counts) -> None:
     """Put something else in the place of any value of an optimizer's state."""
     saved = torch.load(made / "checkpoint.pt", weights_only=True)
-    model = model_of(KIND)
-    optimizer = boosted(model, KIND)
-    model.load_state_dict(saved["model"])
-    before = digest(model.state_dict(), optimizer.state_dict())
+    run = _ready(saved["model"])
+    before = digest(run[0].state_dict(), run[1].state_dict())
     places = list(_places(saved["optimizer"]))
     for number in range(many):
         state = copy.deepcopy(saved["optimizer"])
@@ -267,13 +264,21 @@ def _structures(made: Path, many: int, dice: random.Random, counts: Counts) -> N
             continue
         with counts.fault(f"state {path}, {number}") as fault:
             try:
-                optimizer.load_state_dict(state)
+                run[1].load_state_dict(state)
                 fault.wrong = f"accepted with {str(inner[path[-1]])[:60]}"
             except Exception as error:
                 fault.raised(error)
-            if digest(model.state_dict(), optimizer.state_dict()) != before:
+            if digest(run[0].state_dict(), run[1].state_dict()) != before:
                 fault.wrong += "; something changed"
-                return
+                run = _ready(saved["model"])
+
+
+def _ready(weights: Mapping[str, Any]) -> tuple[nn.Module, BoostedLowRankOptimizer]:
+    """Make a run that has not begun, with weights that were saved."""
+    model = model_of(KIND)
+    optimizer = boosted(model, KIND)
+    model.load_state_dict(weights)
+    return model, optimizer
 
 
 _OTHERS: list[Any] = [

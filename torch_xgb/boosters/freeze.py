@@ -93,6 +93,12 @@ class Freeze:
             "torch.export, or script a plain copy, torch_xgb.release(copy.deepcopy(model))"
         )
 
+    def left_alone(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the Parameters that stay frozen and are not merged into, by name."""
+        places = [] if self._set_apart else self._frozen
+        frozen = {id(_of(place)) for place in places if not (place.merged or _required(place))}
+        return {name: p for name, p in model.named_parameters() if id(p) in frozen}
+
     def set_apart(self) -> None:
         """Leave ``requires_grad`` to a framework, which has a Parameter of the model stand in."""
         self._set_apart = True
@@ -211,8 +217,12 @@ def _are_frozen(places: Sequence[_Place]) -> bool:
 _REQUIRES = attrgetter("requires_grad")
 
 
+def _of(place: _Place) -> nn.Parameter | None:
+    return place.module._parameters.get(place.name)
+
+
 def _required(place: _Place) -> bool:
-    parameter = place.module._parameters.get(place.name)
+    parameter = _of(place)
     return parameter is not None and parameter.requires_grad
 
 

@@ -182,7 +182,7 @@ class Chain:
         require_plain(model)
         weights, saved = find(model, self.header)
         self._require_begun()
-        require_original(weights, self.header.fingerprints)
+        require_original(weights, self.header)
         self._verify(to, originals=False)
         narrow = {n for n, w in weights.items() if w.parameter.element_size() < 4}
         summed = narrow if exact is None else set(weights) if exact else set()

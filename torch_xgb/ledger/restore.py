@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.targets.compiled import plain_name
-from torch_xgb.weights.fingerprints import fingerprint
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.weight import Weight
 
@@ -52,13 +51,13 @@ def find(model: nn.Module, header: ChainHeader) -> Found:
     return weights, saved
 
 
-def require_original(weights: Mapping[str, Weight], fingerprints: Mapping[str, int]) -> None:
+def require_original(weights: Mapping[str, Weight], header: ChainHeader) -> None:
     """Refuse weights that are not bitwise those the run began with.
 
     Raises:
         ValueError: If one differs.
     """
-    differing = [n for n, w in weights.items() if fingerprint(w.matrix) != fingerprints[n]]
+    differing = [n for n, w in weights.items() if not header.is_original(n, w.matrix)]
     if differing:
         raise ValueError(
             f"the model's weights are not the ones the run began with: {len(differing)} of "

@@ -51,8 +51,12 @@ class Accumulated:
             sums[name] = {"left": left.clone(), "right": right.clone()}
         return {"bases": numbers(self._selection.bases), "sums": sums}
 
-    def check(self, saved: object) -> None:
+    def check(self, saved: object, earlier: bool) -> None:
         """Check an entry before anything is changed.
+
+        Args:
+            saved: The entry.
+            earlier: Whether an earlier version has saved it: see ``fingerprint``.
 
         Raises:
             ValueError: If it is damaged.
@@ -70,7 +74,7 @@ class Accumulated:
                 "the state has nothing that was merged beside quantised weights: it is of a run on "
                 "plain ones, or damaged"
             )
-        here = numbers(self._selection.bases)
+        here = numbers(self._selection.bases, earlier)
         if differing := [name for name, one in here.items() if saved["bases"].get(name) != one]:
             raise RuntimeError(
                 "the optimizer's state does not belong to the model's weights: of what the "

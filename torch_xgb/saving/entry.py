@@ -1,6 +1,7 @@
 """A checkpoint's entry about the boosting: its keys, its version, and what it must share.
 
-Version 1 did not hold every setting of a run, and of objects only their kind.
+Version 1 did not hold every setting of a run, and of objects only their kind; before 3, numbers of
+float64 tensors missed some signs, and nothing told what stays frozen beside the boosters.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch_xgb.saving.layout import (
     check_weights,
 )
 from torch_xgb.saving.pending import Pending
+from torch_xgb.saving.rest import check_rest, rest
 from torch_xgb.saving.seal import numbers_of
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
@@ -33,7 +35,7 @@ from torch_xgb.settings import differences
 __all__ = ["ENTRY", "VERSION", "Entry", "Resumption", "find"]
 
 ENTRY = "booster"  # beside the base's own entries
-VERSION = 2
+VERSION = 3
 _KEYS = ("active", "policy", "carry", "factors", "weights")
 
 
@@ -53,7 +55,7 @@ def find(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
             "optimizer.state_dict() returned; of another optimizer's checkpoint, load the model's "
             "weights alone and start anew"
         )
-    if not any(saved.get("version") is known for known in (1, VERSION)):
+    if not any(saved.get("version") is known for known in range(1, VERSION + 1)):
         raise ValueError(
             f"the state has version {saved.get('version')!r}, this torch_xgb reads 1 to {VERSION}"
         )
@@ -123,6 +125,7 @@ class Entry:
             "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
             "heads": numbers_of(self.heads.named),
+            "rest": rest(self.booster),
             "beside": self.beside.state_dict(),
         }
 
@@ -152,14 +155,16 @@ class Entry:
         }
         check_carried(saved["carry"], None if self.carry is None else shapes)
         check_taken(saved.get("taken"), {} if self.carry is None else adapters)
-        self.beside.check(saved.get("beside"))
+        earlier = saved["version"] < 3
+        self.beside.check(saved.get("beside"), earlier)
         drawn = [weight for adapter, _ in lots for weight in adapter.weights]
         check_weights(saved["weights"], self.pending.weights, drawn)
-        self._check_heads(saved.get("heads", {}))
+        self._check_heads(saved.get("heads", {}), earlier)
         lots = self.booster.lots(draw.layers, saved["factors"]) if lots else []
         pairs = [(adapter, lent.parameters) for adapter, lent in lots]
         sealed = "seal" in saved or saved["version"] == 1  # which had none
-        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed)
+        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed, earlier)
+        check_rest(saved.get("rest", {}), self.booster)
         return Resumption(saved, progress, draw, unfolded)
 
     def load_state_dict(self, resumption: Resumption, base: Optimizer) -> None:
@@ -176,10 +181,10 @@ class Entry:
             for parameter, value in zip(self.booster.factors, saved["factors"], strict=True):
                 parameter.copy_(value)
 
-    def _check_heads(self, saved: object) -> None:
+    def _check_heads(self, saved: object, earlier: bool) -> None:
         if not isinstance(saved, Mapping):
             raise ValueError("the state is damaged: 'heads' is no mapping")
-        here = numbers_of(self.heads.named)
+        here = numbers_of(self.heads.named, earlier)
         other = [name for name in saved if name in here and here[name] != saved[name]]
         if other:
             raise RuntimeError(

@@ -108,6 +108,7 @@ class Pending:
         r: int,
         s: float,
         sealed: bool,
+        earlier: bool,
     ) -> dict[str, Tensor]:
         """Return the weights that hold a saved booster without it, changing nothing.
 
@@ -117,12 +118,13 @@ class Pending:
             r: Its rank.
             s: Its scaling.
             sealed: Whether its factors are known to be those of the moment of saving, or cannot be.
+            earlier: Whether an earlier version has taken the fingerprints: see ``fingerprint``.
 
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded, or is
                 not the saved one when its pair is taken out.
         """
-        folded = self._find_folded(state)
+        folded = self._find_folded(state, earlier)
         unfolded: list[tuple[Weight, Tensor]] = []
         for adapter, pair in pairs:
             narrow = adapter.form.narrow(pair.map(Tensor.detach), r)
@@ -132,7 +134,7 @@ class Pending:
                     _write(weight, kept, state["repairs"][weight.name])
                     unfolded.append((weight, kept))
         weights = [weight for weight, _ in unfolded]
-        frozen = _named(weights, fingerprints(unfolded))
+        frozen = _named(weights, fingerprints(unfolded, earlier))
         wrong = [name for name, value in frozen.items() if value != state["frozen"][name]]
         if wrong and not sealed:
             raise RuntimeError(
@@ -149,14 +151,15 @@ class Pending:
             )
         return {weight.name: kept for weight, kept in unfolded}
 
-    def _find_folded(self, state: Mapping[str, Any]) -> set[str]:
+    def _find_folded(self, state: Mapping[str, Any], earlier: bool) -> set[str]:
         """Return the weights that hold the saved booster at present.
 
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded.
         """
         weights = self.weights
-        present = _named(weights, fingerprints((w, w.place.local) for w in weights))
+        kept = ((weight, weight.place.local) for weight in weights)
+        present = _named(weights, fingerprints(kept, earlier))
         folded = {name for name, value in present.items() if value == state["folded"].get(name)}
         strangers = [
             weight

@@ -1,15 +1,16 @@
 """What a state is known by again: a number of every tensor in it, and a digest of all the rest.
 
 A bit that flipped on a disk, an entry of another step and a value edited by hand are found by it
-before anything is loaded. Learning rates are left out, which people do edit in a saved state.
-Tensors shared out over processes are left out too: each process knows a part, and a framework may
-save the whole.
+before anything is loaded. Learning rates, which people do edit in a saved state, may differ, and
+that is said. Tensors shared out over processes are left out: each process knows a part, and a
+framework may save the whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = ["check_seal", "numbers", "numbers_of", "seal"]
 _RATES = ("lr", "initial_lr")
 _UNSEALED = ("settings", "seal")  # the settings are compared one by one
 _MASK = (1 << 64) - 1
+_EARLIER = ("param_groups", "state")  # of a base, what versions before 3 sealed
 
 Leaf = tuple[str, Any]
 
@@ -35,15 +37,22 @@ def seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         state: The base's ``state_dict()``.
         entry: What stands beside it, with or without its seal.
     """
-    leaves = list(_leaves(state, entry))
+    keys = sorted(map(str, state))
+    return {**_seal(state, entry, keys, False), "keys": keys, "rates": _rates(state)}
+
+
+def _seal(
+    state: Mapping[str, Any], entry: Mapping[str, Any], keys: Iterable[str], earlier: bool
+) -> dict[str, Any]:
+    leaves = list(_leaves(state, entry, keys))
     tensors = {path: one for path, one in leaves if _is_sealed(one)}
-    return {"tensors": numbers(tensors), "values": _digest(leaves)}
+    return {"tensors": numbers(tensors, earlier), "values": _digest(leaves, earlier)}
 
 
-def numbers_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+def numbers_of(parameters: Mapping[str, nn.Parameter], earlier: bool = False) -> dict[str, int]:
     """Return a number of each Parameter that this process keeps whole."""
     kept = {name: p.detach() for name, p in parameters.items() if type(place_of(p)) is Whole}
-    return numbers({name: tensor for name, tensor in kept.items() if tensor.numel()})
+    return numbers({name: tensor for name, tensor in kept.items() if tensor.numel()}, earlier)
 
 
 def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
@@ -52,11 +61,16 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If something in it is not what was saved.
     """
-    if "seal" not in entry or entry["version"] == 1:
+    if "seal" not in entry:
         return
-    saved, here = entry["seal"], seal(state, entry)
+    saved = entry["seal"]
     if not isinstance(saved, Mapping) or not isinstance(saved.get("tensors"), Mapping):
         raise ValueError(_broken("its entry 'seal' is none"))
+    earlier = entry["version"] < 3
+    keys = _EARLIER if earlier else saved.get("keys")
+    if not isinstance(keys, (list, tuple)) or (lost := [key for key in keys if key not in state]):
+        raise ValueError(_broken("its seal has no keys" if not keys else f"it lacks {lost[0]!r}"))
+    here = _seal(state, entry, keys, earlier)
     if here["tensors"] and not saved["tensors"]:
         raise ValueError(_broken("its seal names no tensor"))
     differing = [
@@ -66,6 +80,20 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
         raise ValueError(_broken(f"{len(differing)} tensors differ, first {differing[0]!r}"))
     if saved.get("values") != here["values"]:
         raise ValueError(_broken("of numbers, names and shapes in it something differs"))
+    if not earlier:
+        _compare_rates(saved.get("rates"), _rates(state))
+
+
+def _compare_rates(saved: object, here: Mapping[str, float]) -> None:
+    if not isinstance(saved, Mapping):
+        raise ValueError(_broken("its seal has no rates"))
+    for name in (name for name in here if saved.get(name, here[name]) != here[name]):
+        warnings.warn(
+            f"{name} is {here[name]!r} in the state, and was {saved[name]!r} when it was "
+            "saved: it is taken as changed on purpose. To change a rate without being told, set "
+            "optimizer.param_groups after loading",
+            stacklevel=5,
+        )
 
 
 def _broken(what: str) -> str:
@@ -76,10 +104,25 @@ def _broken(what: str) -> str:
     )
 
 
-def _leaves(state: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[Leaf]:
-    yield from _walk("state", state.get("state"))
-    yield from _walk("param_groups", state.get("param_groups"), _RATES)
+def _leaves(
+    state: Mapping[str, Any], entry: Mapping[str, Any], keys: Iterable[str]
+) -> Iterator[Leaf]:
+    for key in keys:
+        yield from _walk(key, state.get(key), _RATES if key == "param_groups" else ())
     yield from _walk("booster", {k: value for k, value in entry.items() if k not in _UNSEALED})
+
+
+def _rates(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the learning rates of a state's groups, by where they are."""
+    groups = state.get("param_groups")
+    groups = groups if isinstance(groups, (list, tuple)) else []
+    held = [(i, group) for i, group in enumerate(groups) if isinstance(group, Mapping)]
+    return {
+        f"param_groups[{i}][{name!r}]": float(group[name])
+        for i, group in held
+        for name in _RATES
+        if isinstance(group.get(name), (int, float)) or _is_sealed(group.get(name))
+    }
 
 
 def _walk(path: str, value: Any, without: tuple[str, ...] = ()) -> Iterator[Leaf]:  # noqa: ANN401
@@ -94,19 +137,22 @@ def _walk(path: str, value: Any, without: tuple[str, ...] = ()) -> Iterator[Leaf
         yield from _walk(f"{path}.{key}", one, without)
 
 
-def _digest(leaves: list[Leaf]) -> str:
-    spelled = sorted(f"{path}={_spelled(value)}" for path, value in leaves)
+def _digest(leaves: list[Leaf], earlier: bool) -> str:
+    spelled = sorted(f"{path}={_spelled(value, earlier)}" for path, value in leaves)
     return hashlib.blake2b("\n".join(spelled).encode(), digest_size=16).hexdigest()
 
 
-def _spelled(value: Any) -> str:  # noqa: ANN401
+def _spelled(value: Any, earlier: bool) -> str:  # noqa: ANN401
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
-    plain = value is None or isinstance(value, (bool, int, float, str, list))
-    return repr(value) if plain else type(value).__name__
+    plain = _PLAIN if earlier else (*_PLAIN, bytes, complex, torch.dtype, torch.device)
+    return repr(value) if value is None or isinstance(value, plain) else type(value).__name__
 
 
-def _number(tensor: Tensor) -> Tensor:
+_PLAIN = (bool, int, float, str, list)
+
+
+def _number(tensor: Tensor, earlier: bool) -> Tensor:
     """Return a 64-bit number that changes with any bit of a tensor."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     if not values.numel():
@@ -114,12 +160,17 @@ def _number(tensor: Tensor) -> Tensor:
     if values.element_size() == 1:
         values = values.view(torch.uint8).to(torch.int16)
     rows = values.detach().reshape(len(values) if values.ndim else 1, -1)
-    return mixed_sum(whole_piece(rows))
+    return mixed_sum(whole_piece(rows), earlier)
 
 
-def numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return a number of each tensor, waiting for each device once."""
-    each = {path: _number(tensor) for path, tensor in tensors.items()}
+def numbers(tensors: Mapping[str, Tensor], earlier: bool = False) -> dict[str, int]:
+    """Return a number of each tensor, waiting for each device once.
+
+    Args:
+        tensors: By names.
+        earlier: As of ``fingerprint``.
+    """
+    each = {path: _number(tensor, earlier) for path, tensor in tensors.items()}
     found: dict[str, int] = {}
     for device in dict.fromkeys(number.device for number in each.values()):
         here = {path: number for path, number in each.items() if number.device == device}

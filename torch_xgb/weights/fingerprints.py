@@ -17,7 +17,7 @@ __all__ = ["fingerprint", "fingerprints", "mixed_sum", "of_rows", "quick_sum", "
 _MASK = (1 << 64) - 1
 
 
-def fingerprint(W: Tensor) -> int:
+def fingerprint(W: Tensor, earlier: bool = False) -> int:
     """Return a 64-bit number that changes with any bit of a matrix and any exchange of entries.
 
     A sum over entries of their mixed bits, weighted by row and by column, modulo 2⁶⁴: in integers,
@@ -26,27 +26,35 @@ def fingerprint(W: Tensor) -> int:
 
     Args:
         W: Of shape (out, in).
+        earlier: Whether as earlier versions did, of float64 in another way: see ``mixed_sum``.
     """
-    return int(mixed_sum(whole_piece(W))) & _MASK
+    return int(mixed_sum(whole_piece(W), earlier)) & _MASK
 
 
-def fingerprints(kept: Iterable[tuple[Weight, Tensor]]) -> list[int]:
+def fingerprints(kept: Iterable[tuple[Weight, Tensor]], earlier: bool = False) -> list[int]:
     """Return fingerprints of weights; of all sharded ones together by one all-reduce.
 
     Args:
         kept: Each weight with what this process keeps of it, or another tensor laid out alike.
+        earlier: As of ``fingerprint``.
     """
-    own = [(_local_sum(weight, tensor), weight.place.group) for weight, tensor in kept]
+    own = [(_local_sum(weight, tensor, earlier), weight.place.group) for weight, tensor in kept]
     return [int(value) & _MASK for value in total(own)]
 
 
-def _local_sum(weight: Weight, kept: Tensor) -> Tensor:
+def _local_sum(weight: Weight, kept: Tensor, earlier: bool) -> Tensor:
     start = torch.zeros((), dtype=torch.int64, device=kept.device)
-    return sum((mixed_sum(piece) for piece in weight.pieces(kept)), start)
+    return sum((mixed_sum(piece, earlier) for piece in weight.pieces(kept)), start)
 
 
-def mixed_sum(piece: Piece) -> Tensor:
-    """Return a piece's share of its matrix's fingerprint, a 64-bit integer that wraps around."""
+def mixed_sum(piece: Piece, earlier: bool = False) -> Tensor:
+    """Return a piece's share of its matrix's fingerprint, a 64-bit integer that wraps around.
+
+    Args:
+        piece: Of numbers of at most 64 bits. The upper half of one is mixed into the lower first:
+            its sign would else be multiplied out by an even number of a row or column.
+        earlier: Whether to leave that out, as earlier versions did.
+    """
     W = piece.values
     bits, device = as_bits(W), W.device
     rows = torch.arange(piece.rows.start, piece.rows.stop, device=device)
@@ -56,6 +64,7 @@ def mixed_sum(piece: Piece) -> Tensor:
     summed = torch.zeros((), dtype=torch.int64, device=device)
     for chunk in row_chunks(W):
         wide = bits[chunk].to(torch.int64)
+        wide = wide if earlier else _folded(wide, bits)
         wide = (wide ^ (wide << 21)) * of_columns
         summed += (wide.sum(1) * of_rows[chunk]).sum()
     return summed
@@ -84,9 +93,14 @@ def row_sums(matrix: Tensor, out: Tensor | None = None) -> Tensor:
     strides = (bits.shape[1], bits.stride(0), bits.storage_offset())
     if several > 1 and bits.stride(1) == 1 and not any(size % several for size in strides):
         bits = bits.view(torch.int64)
-    return torch.sum(bits, 1, dtype=torch.int64, out=out)
+    return torch.sum(_folded(bits, matrix), 1, dtype=torch.int64, out=out)
 
 
 def of_rows(sums: Tensor) -> Tensor:
     """Return the ``quick_sum`` of a matrix whose ``row_sums`` are given."""
-    return (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
+    return (sums * (2 * torch.arange(len(sums), device=sums.device) + 1)).sum()
+
+
+def _folded(bits: Tensor, of: Tensor) -> Tensor:
+    """Mix the upper half of the bits of numbers of 64 into the lower."""
+    return bits ^ (bits >> 32 & 0xFFFFFFFF) if of.element_size() == 8 else bits

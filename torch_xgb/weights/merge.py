@@ -124,14 +124,14 @@ class Merger:
         self.residuals[weight.name] = residual
 
     def state_dict(self, weights: Iterable[Weight]) -> dict[str, Tensor]:
-        """Return the residuals as a checkpoint holds such Parameters, by name.
+        """Return the residuals as a checkpoint holds such Parameters, by name, in their order.
 
         They share memory with these until the next merge, which then writes to copies.
         """
         arrived(self.residuals.values())
         self._saved = set(self.residuals)
-        places = {weight.name: weight.place for weight in weights}
-        return {name: places[name].store(E) for name, E in self.residuals.items()}
+        held = [weight for weight in weights if weight.name in self.residuals]
+        return {weight.name: weight.place.store(self.residuals[weight.name]) for weight in held}
 
     def load_state_dict(self, state: Mapping[str, Tensor], weights: Iterable[Weight]) -> None:
         """Take such residuals over, by copy, each process its part."""

@@ -41,12 +41,11 @@ ROWS = [(t, label) for label, m in enumerate((decimal, email.message)) for t in 
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER)
 
 
-def batch(step: int, size: int) -> dict[str, Tensor]:
-    """Return this process's rows of a step's batch."""
-    drawn = random.Random(step).sample(ROWS, size)
-    own = drawn[distributed.get_rank() :: distributed.get_world_size()]
-    encoded = TOKENIZER([text for text, _ in own], padding=True, return_tensors="pt")
-    return {**encoded, "labels": torch.tensor([label for _, label in own])}
+def batch(step: int, size: int, own: int, shares: int) -> dict[str, Tensor]:
+    """Return a share of a step's batch."""
+    drawn = random.Random(step).sample(ROWS, size)[own::shares]
+    encoded = TOKENIZER([text for text, _ in drawn], padding=True, return_tensors="pt")
+    return {**encoded, "labels": torch.tensor([label for _, label in drawn])}
 
 
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
@@ -99,7 +98,9 @@ def main() -> None:
     optimizer = BoostedLowRankOptimizer(AdamW, model, r=1, kappa=8, lr=1e-3)
     first = load(options.out, model, optimizer)
     for step in range(first, options.steps):
-        inputs = {name: t.to(device) for name, t in batch(step, options.batch_size).items()}
+        share = distributed.get_rank(), distributed.get_world_size()
+        rows = batch(step, options.batch_size, *share)
+        inputs = {name: t.to(device) for name, t in rows.items()}
         loss = model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

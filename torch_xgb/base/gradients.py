@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_xgb.base.verdict import Verdict
 from torch_xgb.checks import non_negative, one_of
 from torch_xgb.processes import anywhere
-from torch_xgb.weights.dtensors import local
+from torch_xgb.weights.dtensors import is_dtensor, local
 from torch_xgb.weights.places import shard_group
 from torch_xgb.weights.transfers import is_apart
 
@@ -78,7 +78,7 @@ class GradientPolicy:
         named = [(name, _own(p)) for name, p in factors if p.grad is not None]
         named += [(name, _values(p)) for name, p in others if p.grad is not None]
         flags = _flags([g for _, g in named])
-        group = shard_group([p for _, p in others])  # whose shards differ: all must decide alike
+        group = shard_group([p for _, p in others])  # whose shards differ: all decide alike
         if verdict is not None and self.nonfinite == "error" and verdict.may_wait(flags):
             verdict.expect(flags, [g for _, g in named], group)
         elif not self._are_finite(named, flags, group, others):
@@ -120,9 +120,14 @@ def _values(parameter: Tensor) -> Tensor:
 
 
 def _own(parameter: Tensor) -> Tensor:
-    """Return a gradient that can be written to: no several entries of it in one place."""
+    """Return a gradient that can be written to: no several entries of it in one place.
+
+    One of which every process has an addend, as of norms between parallel maps, is summed.
+    """
     gradient = parameter.grad
     assert gradient is not None
+    if is_dtensor(gradient) and any(placement.is_partial() for placement in gradient.placements):
+        gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
     if 0 in gradient.stride():
         gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
     return gradient

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from torch_xgb.boosters.accumulator import Accumulator, require_passing
 from torch_xgb.boosters.beside import Beside
 from torch_xgb.boosters.conduct import Conduct
+from torch_xgb.boosters.cut import cut_of
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Lent
@@ -217,7 +218,11 @@ class Adapter:
         if self.accumulator is not None:
             require_passing(x, y)
         dropout = self.dropout if module.training else 0.0
-        y = self.form.forward(y, x, pair, self.s, dropout)
+        cut = cut_of(module, "weight", self.target.weight.transposed)
+        if cut is None:
+            y = self.form.forward(y, x, pair, self.s, dropout)
+        else:
+            y = cut.forward(y, x, pair, self.s)
         return Beside.apply(y, *self.idle) if self.idle else y  # type: ignore
 
     def _lay_over(self, module: nn.Module, args: object) -> None:

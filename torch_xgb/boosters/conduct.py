@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from torch_xgb.formulas.lowrank import is_followed
+from torch_xgb.weights.dtensors import is_dtensor
 
 __all__ = ["Conduct"]
 
@@ -77,6 +78,8 @@ def _is_own(module: nn.Module, given: tuple[Any, Any], y: Tensor) -> bool:
     if is_followed() or weight is None or weight.is_meta or y.is_meta or y.is_nested:
         return True  # cannot be looked at here
     args, kwargs = given
+    if is_dtensor(weight) and not any(map(is_dtensor, (*args, *kwargs.values()))):
+        return True  # its forward lays its parts out: see ``Cut``
     own = type(module).forward(module, *args, **kwargs)
     if own.shape != y.shape:
         return False

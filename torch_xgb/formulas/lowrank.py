@@ -100,11 +100,12 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         s: The scaling.
 
     Returns:
-        The sum, of y's shape and dtype, sharing y's memory unless y is not contiguous, or somebody
-        follows the computation who needs the plain expression: a compiler (which fuses it by
-        itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
+        The sum, of y's shape and dtype, sharing y's memory unless y is not contiguous, x or y is of
+        no width, or somebody follows the computation who needs the plain expression: a compiler
+        (which fuses it by itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
-    if torch.compiler.is_compiling() or y.is_nested or not y.is_contiguous() or is_followed():
+    plain = y.is_nested or not y.is_contiguous() or not (x.shape[-1] and y.shape[-1])
+    if torch.compiler.is_compiling() or plain or is_followed():
         h = torch.nn.functional.linear(x, A.to(x.device, x.dtype))
         return y + (s * torch.nn.functional.linear(h, B.to(h.device, h.dtype))).to(y.dtype)
     out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]

@@ -16,11 +16,12 @@ from torch_xgb.boosters.booster import Booster
 from torch_xgb.parallel.agreement import agree_on_gradients
 from torch_xgb.parallel.averaging import Averager
 from torch_xgb.parallel.replicas import Replicas
+from torch_xgb.parallel.tensors import refuse
 from torch_xgb.processes import everyone
 from torch_xgb.targets.selection import Selection
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.places import place_of
-from torch_xgb.weights.sharded import is_sharded, settle, training_group
+from torch_xgb.weights.sharded import is_parallel, is_sharded, settle, training_group
 from torch_xgb.weights.wrappers import refuse_fsdp1
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Sharding:
 
     Attributes:
         averager: Averages the factors' gradients, if nobody else does.
+        parallel: Whether tensor parallelism cuts weights.
         group: The processes that train the model; None if there is only this one. It is all there
             are when the optimizer is built, or those over which gradients are averaged.
     """
@@ -69,6 +71,8 @@ class Sharding:
         self.recorded = recorded
         self.partial = partial
         self.averager: Averager | None = None
+        refuse(model, booster)
+        self.parallel = is_parallel(model)
         self.group = training_group(model)
         self._alone = self.group is None
         self._unstepped, self._uncompared = True, True
@@ -92,6 +96,8 @@ class Sharding:
         self._looking = [self.model.register_forward_pre_hook(self._before_call)]
         self._replicas.attach()
         self.booster.tie_idle(self.group is not None)
+        if self.parallel:
+            self._adopt()
 
     def detach(self) -> None:
         """Take everything back."""
@@ -111,7 +117,7 @@ class Sharding:
         A base that has not stepped yet is given the Parameters that sharding the model replaced.
         """
         found_whole = self.averager is None and not self._unstepped
-        if found_whole or not is_sharded(self.model):
+        if found_whole or not self._is_shared_out():
             return
         settle(self.model)
         self._adopt()
@@ -152,7 +158,7 @@ class Sharding:
             refuse_fsdp1(self.model)
             self.settle(base)
             self._stop_looking()
-            self._join(self._replicas.find())
+            self._join(self._beside(self._replicas.find()))
         self._replicas.refuse_uneven()
         first, self._unstepped = self._unstepped, False
         held = base.param_groups[0]["params"]
@@ -179,9 +185,23 @@ class Sharding:
         if self._uncompared and self.group is not None and self.group.size() > 1:
             factors = ((f"{i} of {n}", f) for i, (n, f) in enumerate(self.booster.named))
             kept = [(f"factor {name}", f) for name, f in factors]
-            kept += [(name, p) for name, p in others if place_of(p).group is None]
+            kept += [(n, p) for n, p in others if not is_dtensor(p) and place_of(p).group is None]
             agree_on_gradients({name: p.grad for name, p in kept}, self.group)
         self._uncompared = False
+
+    def _beside(self, group: ProcessGroup | None) -> ProcessGroup | None:
+        """Return the processes over which a wrapper averages.
+
+        Raises:
+            RuntimeError: If tensor parallelism cuts the weights of what it wraps.
+        """
+        if group is not None and self.parallel:
+            raise RuntimeError(
+                "DistributedDataParallel is around a model that tensor parallelism cuts: it would "
+                "average the factors' gradients before the parts of each are summed. Call "
+                "fully_shard over another dimension of the mesh instead, which averages too"
+            )
+        return group
 
     def _join(self, group: ProcessGroup | None) -> None:
         """Train the model together with others, who have only now turned out to."""
@@ -200,8 +220,22 @@ class Sharding:
         refuse_fsdp1(self.model, without=False)
         self.booster.look_for_compilers()
         self._join(self._replicas.active())
-        if is_sharded(self.model):
+        if self._is_shared_out():
             self._adopt()
+
+    def _is_shared_out(self) -> bool:
+        """Tell a model that has been, by FSDP2 or by tensor parallelism.
+
+        Raises:
+            RuntimeError: If tensor parallelism has come after the optimizer.
+        """
+        if not self.parallel and is_parallel(self.model):
+            raise RuntimeError(
+                "the model's weights were cut by tensor parallelism after the optimizer was built, "
+                "for a model of whole ones: call parallelize_module first, then fully_shard if "
+                "both are used, then build the optimizer; finalize() takes this one off"
+            )
+        return self.parallel or is_sharded(self.model)
 
     def _after_call(self, module: nn.Module, args: object, output: object) -> None:
         """Have backward passes of this output averaged, whether or not they reach a factor."""
@@ -233,7 +267,8 @@ class Sharding:
         self.booster.reclaim()
         self.average(training_group(self.model))
         self._at_detach.callback(self.model.register_forward_hook(self._after_call).remove)
-        if self.selection.heads:
+        trained = self.selection.trained  # FSDP2 may have gathered them for a call
+        if trained and (is_sharded(self.model) or any(map(is_dtensor, trained))):
             # Their gradients are DTensors, the factors' are not, and clipping takes both at once.
             from torch.distributed.tensor.experimental import implicit_replication
 

@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_xgb.targets.quantised import is_quantised, is_quantised_linear
-from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.places import Whole, is_plain, place_of
-from torch_xgb.weights.sharded import is_sharded
+from torch_xgb.weights.sharded import is_parallel, is_sharded
 from torch_xgb.weights.wrappers import refuse_fsdp1
 
 __all__ = ["admit"]
@@ -26,7 +25,7 @@ def admit(model: nn.Module) -> None:
         RuntimeError: If it is wrapped for data parallelism already, or something in it is, or if
             FSDP1 has it.
         ValueError: If it carries PEFT adapters, quantised weights that no booster can stand beside,
-            weights sharded by anything but FSDP2 or a registered place, or parameters on the meta
+            weights shared out in a way that merges cannot follow, or parameters on the meta
             device.
     """
     if not isinstance(model, nn.Module):
@@ -90,26 +89,20 @@ def _modules(model: nn.Module) -> Iterator[Obstacle]:
 
 
 def _parameters(model: nn.Module) -> Iterator[Obstacle]:
-    named, sharded = list(model.named_parameters()), is_sharded(model)
+    named, shared = list(model.named_parameters()), is_sharded(model) or is_parallel(model)
     quantised = [m for m in model.modules() if is_quantised(m)]
     own = {id(p) for module in quantised for p in module._parameters.values()}
     yield (
-        (n for n, p in named if sharded and id(p) in own),
+        (n for n, p in named if shared and id(p) in own),
         "is quantised and sharded over processes",
         "boosters stand beside quantised weights that each process keeps whole: train it under "
         "DistributedDataParallel, or shard a model of plain weights",
     )
     yield (
-        (
-            n
-            for n, p in named
-            if id(p) not in own
-            and not p.is_meta
-            and not (sharded if is_dtensor(p) else is_plain(p))
-        ),
-        "has weights that are neither plain tensors nor FSDP2's shards (another sharding or tensor "
-        "parallelism)",
-        "build the optimizer on a model of plain tensors, or shard it by fully_shard",
+        (n for n, p in named if id(p) not in own and not p.is_meta and not is_plain(p)),
+        "has weights that are neither plain tensors nor DTensors",
+        "build the optimizer on a model of plain tensors, or share it out by fully_shard or "
+        "parallelize_module",
     )
     yield (
         (n for n, p in named if hasattr(p, "ds_tensor") and type(place_of(p)) is Whole),

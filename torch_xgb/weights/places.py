@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from torch_xgb.formulas.entries import as_matrix, row_chunks
+from torch_xgb.processes import everyone
 from torch_xgb.weights.dtensors import whole
 
 if TYPE_CHECKING:
@@ -179,5 +180,9 @@ def is_plain(parameter: Tensor) -> bool:
 
 
 def shard_group(parameters: Sequence[Tensor]) -> ProcessGroup | None:
-    """Return the processes that share out any of the Parameters; None if this one keeps them."""
-    return next((g for p in parameters if (g := place_of(p).group) is not None), None)
+    """Return the processes that share out any of the Parameters; None if this one keeps them.
+
+    All of them, if some are shared out over others than the rest.
+    """
+    groups = {id(group): group for p in parameters if (group := place_of(p).group) is not None}
+    return next(iter(groups.values()), None) if len(groups) < 2 else everyone()

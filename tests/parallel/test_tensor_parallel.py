@@ -3,6 +3,7 @@
 One start of four processes does everything: it takes longer than all that they do.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from processes import run
 from torch_xgb import BoostedLowRankOptimizer
@@ -159,13 +161,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cut sequence",
         {"modules_to_save": ["norm", "head"], "init": "gradient", "bias": "targets"},
     ),
+    "transformers": ("transformers", {"r": 2}),
     "hybrid": ("hybrid", {"modules_to_save": ["head"]}),
 }
 
 
+class Llama(nn.Module):
+    """transformers' own plan, as ``from_pretrained(…, distributed_config=…)`` applies it."""
+
+    def __init__(self, is_cut: bool) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": WORDS}
+        heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+        config = LlamaConfig(**sizes, **heads, tie_word_embeddings=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.llama = LlamaForCausalLM(config).double()
+        if is_cut:
+            from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+            plan, named = self.llama.tp_plan, dict(self.llama.named_modules())
+            generic = {name: re.sub(r"\.\d+\.", ".*.", name) for name in named}
+            each = {name: plan[key] for name, key in generic.items() if key in plan}
+            each |= {f"{name}.weight": style for name, style in each.items()}
+            apply_tensor_parallelism(self.llama, init_device_mesh("cpu", (4,)), each)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.llama(tokens).logits
+
+
 def trained(how: str, settings: dict[str, Any]) -> dict[str, Any]:
-    model = made()
-    share = laid_out(model, "whole" if distributed.get_world_size() == 1 else how)
+    is_whole = distributed.get_world_size() == 1
+    model = Llama(not is_whole) if how == "transformers" else made()
+    share = (0, 1) if how == "transformers" else laid_out(model, "whole" if is_whole else how)
     optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS | settings)
     losses, norms = train(model, optimizer, share, data(3))
     middle = {name: full(value) for name, value in model.state_dict().items()}

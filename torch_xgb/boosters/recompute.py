@@ -6,14 +6,18 @@ computed again: what checkpointing costs and what it saves both begin at the low
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from torch_xgb.boosters.adapter import Adapter
+from torch_xgb.boosters.slots import Slots
 from torch_xgb.checks import number
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.layers import is_linear
@@ -56,9 +60,19 @@ class Recompute:
                 "step: pass checkpointing=False"
             )
 
-    def attach(self) -> None:
-        """Have the blocks computed again from now on."""
-        self.forwards = [Recomputed(block) for block in self.blocks]
+    def attach(self, adapters: Iterable[Adapter] | None = None) -> None:
+        """Have the blocks computed again from now on.
+
+        Args:
+            adapters: Those of all layers. Without them, any block may have a backward pass.
+        """
+        inside: defaultdict[nn.Module, list[Adapter]] = defaultdict(list)
+        for adapter in adapters or ():
+            for module in adapter.target.modules:
+                inside[module].append(adapter)
+        for block in self.blocks:
+            held = [adapter for module in block.modules() for adapter in inside.get(module, ())]
+            self.forwards.append(Recomputed(block, None if adapters is None else held))
 
     def detach(self) -> None:
         """Give them their own ``forward`` back."""
@@ -73,12 +87,19 @@ class Recomputed:
     It stands on the instance, and not in a hook, for a hook cannot run the block again. The block's
     own hooks stay outside, as those that shard it must.
 
+    Args:
+        block: The block, frozen but for what is trained in full.
+        adapters: Of the targets inside; None is of any that somebody may put there.
+
     Attributes:
         on: Whether it does anything; somebody else may have wrapped it before it was removed.
     """
 
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
+    def __init__(self, block: nn.Module, adapters: Sequence[Adapter] | None) -> None:
+        self.block, self.adapters = block, adapters
+        own = [m for m in block.modules() if not isinstance(m, Slots)]
+        parameters = [p for m in own for p in m._parameters.values() if p is not None]
+        self.trained = adapters is None or any(p.requires_grad for p in parameters)
         self.before = vars(block).get("forward")  # accelerate puts one there
         self.on = True
         block.forward = self
@@ -96,8 +117,17 @@ class Recomputed:
         if any(_is_filled(kwargs[name], self.block) for name in caches):
             return forward(*args, **kwargs)
         kwargs |= dict.fromkeys(caches)
+        # A compiler refuses to compute again what draws random numbers and has no backward pass.
+        if not self._has_backward(args, kwargs):
+            return forward(*args, **kwargs)
         # As an argument: of devices that no argument lies on, the random state would not be kept.
         return checkpoint(_call, forward, kwargs, *args, use_reentrant=False)
+
+    def _has_backward(self, args: Any, kwargs: dict[str, Any]) -> bool:  # noqa: ANN401
+        if self.trained or any(a.bound is not None for a in self.adapters or ()):
+            return True
+        given = (*args, *kwargs.values())
+        return any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
     def remove(self) -> None:
         """Give the block the ``forward`` back that it had."""

@@ -159,7 +159,7 @@ class Boosting:
             self.booster.attach(self.model, self.selection.heads.values())
             self._pending.attach(self.model)
             self.followed.attach()
-            self._recompute.attach()
+            self._recompute.attach(self.booster.every_adapter)
             self._sharding.attach()
             self.begin(self.course.progress, self.course.draw)
             tell_if_slight(self.listeners, self.weights, wrapped.optimizer)

@@ -511,6 +511,27 @@ def test_compile_of_a_frozen_model(fresh_compiler: None) -> None:
     assert log.losses == pytest.approx(expected, rel=1e-9)
 
 
+def test_an_optimizer_leaves_what_is_compiled_elsewhere(fresh_compiler: None) -> None:
+    """A teacher, a loss, a metric: building an optimizer for another model recompiles none."""
+    graphs = 0
+
+    def counting(graph: Any, inputs: object) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    teacher, x = quick(), batches(1)[0][0]
+    forward = torch.compile(teacher, backend=counting)
+    forward(x)
+    first, model = graphs, quick()
+    optimizer = boosted(model, **SMALL)
+    train(model, optimizer, batches(2))
+    forward(x)
+    optimizer.finalize()
+    forward(x)
+    assert graphs == first == 1
+
+
 def test_compile_in_evaluation(fresh_compiler: None) -> None:
     """A graph traced for evaluation in one booster must not answer for the next."""
     model, twin = quick(), quick()

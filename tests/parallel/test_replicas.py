@@ -16,6 +16,7 @@ from torch.optim import SGD, AdamW
 from processes import run, share
 from tiny import batches, stack
 from torch_xgb import BoostedLowRankOptimizer, LossPlateau
+from torch_xgb.parallel import agreement
 
 pytestmark = pytest.mark.distributed
 
@@ -244,3 +245,16 @@ def _copied() -> bool:
 
 def test_an_optimizer_of_several_processes_is_copied() -> None:
     assert run(_copied, 2) == [True, True]
+
+
+def test_a_head_that_no_loss_uses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper waits for its gradient and averages none: the words name it, and the way out."""
+    mine = {"factor 0 of a": torch.ones(2), "parameter 0 of group 1": None}
+
+    def gathered(ours: object, group: object) -> list[object]:
+        return [ours, {"factor 0 of a": (2.0, 2.0), "parameter 0 of group 1": None}]
+
+    monkeypatch.setattr(agreement, "gather", gathered)
+    said = "rank 1: factor 0 of a. .*waits for parameter 0 of group 1, .*find_unused_parameters"
+    with pytest.raises(RuntimeError, match=said):
+        agreement.agree_on_gradients(mine, None)  # type: ignore[arg-type]

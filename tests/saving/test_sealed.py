@@ -114,6 +114,18 @@ def test_a_seal_is_looked_at_whatever_the_version_says() -> None:
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("keys", 3), ("keys", [[1]]), ("keys", []), ("keys", ["other"]), ("rates", None)],
+)
+def test_a_damaged_seal_is_said_to_be(key: str, value: Any) -> None:
+    optimizer = begin()[1]
+    state = copy.deepcopy(optimizer.state_dict())
+    state["booster"]["seal"][key] = value
+    with pytest.raises(ValueError, match="the state is not what was saved"):
+        optimizer.load_state_dict(state)
+
+
 def test_states_of_one_moment_are_alike_in_every_order() -> None:
     """Whatever was drawn first: who compares files compares their bytes."""
 

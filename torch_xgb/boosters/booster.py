@@ -142,7 +142,7 @@ class Booster:
         self.readers.attach(model)
         if self.partial:
             self._reach.attach(model)
-        if "torch._dynamo" in sys.modules:
+        if "torch._dynamo" in sys.modules and not self.freeze.tells:
             torch.compiler.reset()  # what it traced of the model knows nothing of hooks
         self.look_for_compilers()
 

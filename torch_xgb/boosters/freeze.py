@@ -93,6 +93,14 @@ class Freeze:
             "torch.export, or script a plain copy, torch_xgb.release(copy.deepcopy(model))"
         )
 
+    @property
+    def tells(self) -> bool:
+        """Whether every target was trained before, so that code traced then is told by guards.
+
+        Dynamo guards on whether a Parameter requires a gradient, and not on hooks.
+        """
+        return all(place.required for place in self._places if place.merged)
+
     def left_alone(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the Parameters that stay frozen and are not merged into, by name."""
         places = [] if self._set_apart else self._frozen

@@ -84,9 +84,21 @@ def agree_on_gradients(gradients: Mapping[str, Tensor | None], group: ProcessGro
             "processes that train one model must step with the same gradients, but at the first "
             f"step not all have those of rank 0: {shown}. Nobody averages them: call the "
             "DistributedDataParallel wrapper and not the model in it, take steps outside no_sync() "
-            "only, or average gradients yourself before step(); to train a model of its own in "
-            "each process, build the optimizer before torch.distributed.init_process_group"
+            f"only, or average gradients yourself before step(){_waited_for(everyone)}; to train a "
+            "model of its own in each process, build the optimizer before "
+            "torch.distributed.init_process_group"
         )
+
+
+def _waited_for(everyone: Sequence[Mapping[str, object]]) -> str:
+    """Tell of what is trained and got no gradient, which a wrapper waits for."""
+    names = [n for n in everyone[0] if all(theirs.get(n) is None for theirs in everyone)]
+    if not names:
+        return ""
+    return (
+        f". Or it waits for {_listed(names)}, which got no gradient anywhere: build it with "
+        "find_unused_parameters=True, or leave what the loss does not use out of modules_to_save"
+    )
 
 
 def _summary(gradient: Tensor) -> tuple[float, float]:

@@ -37,7 +37,7 @@ def seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         state: The base's ``state_dict()``.
         entry: What stands beside it, with or without its seal.
     """
-    keys = sorted(map(str, state))
+    keys = sorted(key for key in state if isinstance(key, str))
     return {**_seal(state, entry, keys, False), "keys": keys, "rates": _rates(state)}
 
 
@@ -68,8 +68,10 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
         raise ValueError(_broken("its entry 'seal' is none"))
     earlier = entry["version"] < 3
     keys = _EARLIER if earlier else saved.get("keys")
-    if not isinstance(keys, (list, tuple)) or (lost := [key for key in keys if key not in state]):
-        raise ValueError(_broken("its seal has no keys" if not keys else f"it lacks {lost[0]!r}"))
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(_broken("its seal names no keys"))
+    if lost := [key for key in keys if key not in state]:
+        raise ValueError(_broken(f"it lacks {lost[0]!r}"))
     here = _seal(state, entry, keys, earlier)
     if here["tensors"] and not saved["tensors"]:
         raise ValueError(_broken("its seal names no tensor"))
@@ -121,8 +123,12 @@ def _rates(state: Mapping[str, Any]) -> dict[str, float]:
         f"param_groups[{i}][{name!r}]": float(group[name])
         for i, group in held
         for name in _RATES
-        if isinstance(group.get(name), (int, float)) or _is_sealed(group.get(name))
+        if _is_number(group.get(name))
     }
+
+
+def _is_number(rate: object) -> bool:
+    return isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.numel() == 1)
 
 
 def _walk(path: str, value: Any, without: tuple[str, ...] = ()) -> Iterator[Leaf]:  # noqa: ANN401

@@ -116,7 +116,15 @@ def test_a_seal_is_looked_at_whatever_the_version_says() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("keys", 3), ("keys", [[1]]), ("keys", []), ("keys", ["other"]), ("rates", None)],
+    [
+        ("keys", 3),
+        ("keys", [[1]]),
+        ("keys", []),
+        ("keys", ["other"]),
+        ("rates", None),
+        ("rates", {}),
+        ("rates", {"a": 1}),
+    ],
 )
 def test_a_damaged_seal_is_said_to_be(key: str, value: Any) -> None:
     optimizer = begin()[1]

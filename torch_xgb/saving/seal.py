@@ -87,8 +87,8 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
 
 
 def _compare_rates(saved: object, here: Mapping[str, float]) -> None:
-    if not isinstance(saved, Mapping):
-        raise ValueError(_broken("its seal has no rates"))
+    if not isinstance(saved, Mapping) or bool(saved) != bool(here) or saved.keys() - here.keys():
+        raise ValueError(_broken("its seal has no rates, or others"))
     for name in (name for name in here if saved.get(name, here[name]) != here[name]):
         warnings.warn(
             f"{name} is {here[name]!r} in the state, and was {saved[name]!r} when it was "

@@ -8,8 +8,9 @@
 Four blocks of width 128 read the source of Python's standard library, 8 x 64 bytes a step;
 embeddings, head and norms are trained in full by every method at the same rate, the blocks'
 matrices only through the method. Each method's rate is the best of three on held-out files at
-K = 400, seed 0, and of a fourth where the best is at an end of the three. The queue begins with
-what matters most: rank 1 at K = 1,600 with three seeds, then K = 6,400, then the rest. Runs are
+K = 400, seed 0, and of a fourth where the best is at an end of the three; it falls linearly from
+the start, or is held for three quarters of the run. The queue begins with what matters most: rank 1
+at K = 1,600 with three seeds, then K = 6,400, then the rest. Runs are
 appended to benchmarks/results/ceiling.jsonl.
 
 With --known a map whose best approximation of each rank is known learns another, by LoRA, the

@@ -35,10 +35,10 @@ def loss_table(journal: Journal, lengths: Sequence[int] = LENGTHS, queue: Queue 
 def difference_table(
     journal: Journal, lengths: Sequence[int] = LENGTHS, queue: Queue = QUEUE
 ) -> str:
-    """Lay out how far each method is from LoRA of its rank, paired by seed."""
+    """Lay out how far each method is from LoRA of its rank and schedule, paired by seed."""
     rows = []
     for name in METHODS:
-        other = f"PEFT LoRA {name[-3:]}"
+        other = f"PEFT LoRA{', held' if METHODS[name].held else ''} {name[-3:]}"
         if name == other or other not in METHODS:
             continue
         cells = []

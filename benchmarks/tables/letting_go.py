@@ -14,7 +14,8 @@ def letting_go_table(journal: Journal, ranks: Sequence[int] = RANKS) -> str:
     every = [(r, steps) for r in ranks for steps in LENGTHS]
     found = {at: {way: recorded(way, *at, journal) for way in WAYS} for at in every}
     shown = [at for at in every if any(found[at].values())]
-    rows = [[way, *(_error(found[at][way]) for at in shown)] for way in WAYS]
+    ways = [way for way in WAYS if any(found[at][way] for at in shown)]
+    rows = [[way, *(_error(found[at][way]) for at in shown)] for way in ways]
     floors = [f"{100 * Target().floor(r):.1f}" for r, _ in shown]
     head = ["error, % of the first", *(f"r = {r}, K = {steps:,}" for r, steps in shown)]
     return table(head, [["the best map of this rank", *floors], *rows])

@@ -87,6 +87,15 @@ def test_a_queue_goes_on_and_is_laid_out(tmp_path: Path) -> None:
     assert "carry=0.9 r=1" in difference_table(Journal(path), (2,), queue)
 
 
+def test_a_held_rate_is_compared_with_a_held_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "ceiling.jsonl")
+    for name, loss in zip(["PEFT LoRA r=1", *ceiling.HELD], (3.0, 2.0, 1.5), strict=True):
+        run = ceiling.Run(METHODS[name], 1e-2, 0, 1600)
+        journal.once(run.key, lambda loss=loss: {"loss": loss})
+    shown = difference_table(journal, (1600,))
+    assert "LoRA, held" not in shown and shown.splitlines()[-1].endswith("-0.500 |")
+
+
 def test_a_diverged_run_is_recorded_as_one(tmp_path: Path) -> None:
     run = ceiling.Run(METHODS["full"], 1e30, 0, 3)
     record = Journal(tmp_path / "ceiling.jsonl").once(run.key, run)

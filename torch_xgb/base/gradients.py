@@ -126,8 +126,9 @@ def _own(parameter: Tensor) -> Tensor:
     """
     gradient = parameter.grad
     assert gradient is not None
-    if is_dtensor(gradient) and any(placement.is_partial() for placement in gradient.placements):
-        gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
+    if is_dtensor(gradient) and is_dtensor(parameter):
+        if any(placement.is_partial() for placement in gradient.placements):
+            gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
     if 0 in gradient.stride():
         gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
     return gradient

@@ -26,10 +26,10 @@ from torch_xgb.boosters.pair import Pair
 from torch_xgb.formulas.lowrank import add_low_rank
 from torch_xgb.weights.dtensors import is_dtensor
 from torch_xgb.weights.ranges import Range, taken
-from torch_xgb.weights.sharded import Sharded
+from torch_xgb.weights.sharded import Sharded, shards
 
 if TYPE_CHECKING:
-    from torch.distributed import DeviceMesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
 
@@ -53,7 +53,7 @@ def cut_of(module: nn.Module, attribute: str, transposed: bool) -> Cut | None:
         )
     rows, columns = Sharded(W).ranges
     (laid,) = W.placements
-    dim = -1 if laid.is_replicate() else laid.dim % 2
+    dim = laid.dim % 2 if shards(laid) else -1
     if transposed:
         rows, columns, dim = columns, rows, 1 - dim if dim >= 0 else dim
     return Cut(W.device_mesh, rows, columns, dim == 0, dim == 1)
@@ -159,7 +159,9 @@ class Cut:
     def _summed(self, factor: Tensor, apart: bool) -> Tensor:
         """Return a factor whose gradient, averaged over the processes, is their sum."""
         size = self.mesh.size()
-        summed: Tensor = _Times.apply(factor, size) if apart and size > 1 else factor
+        if not apart or size == 1:
+            return factor
+        summed: Tensor = _Times.apply(factor, size)  # type: ignore[no-untyped-call]
         return summed
 
 

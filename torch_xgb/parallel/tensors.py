@@ -46,7 +46,8 @@ def _obstacles(
     targets: list[Target], cut: list[Target], booster: Booster, sharded: bool
 ) -> Iterator[tuple[list[str], str, str]]:
     every = [target.name for target in cut]
-    meshes = {t.name: t.weight.parameter.device_mesh for t in cut}  # FSDP2's share of them aside
+    # FSDP2's share of them aside
+    meshes = {t.name: p.device_mesh for t in cut if is_dtensor(p := t.weight.parameter)}
     yield (
         [n for n, mesh in meshes.items() if mesh.ndim > 1 and not sharded],
         "a mesh of several dimensions cuts them, of which boosters follow one",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor, distributed, nn
 
@@ -19,10 +19,11 @@ from torch_xgb.weights.places import Piece, register_place
 from torch_xgb.weights.ranges import Range, Way, cut, taken
 
 if TYPE_CHECKING:
-    from torch.distributed import DeviceMesh, ProcessGroup
-    from torch.distributed.tensor import DTensor
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
 
-__all__ = ["Sharded", "is_cut", "is_parallel", "is_sharded", "settle", "training_group"]
+__all__ = ["Sharded", "is_cut", "is_parallel", "is_sharded", "settle", "shards", "training_group"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Sharded:
 
     def __post_init__(self) -> None:
         kept = tuple(sum(len(r) for r in ranges) for ranges in self.ranges)
-        known = all(p.is_replicate() or _shards(p) for p in self.parameter.placements)
+        known = all(p.is_replicate() or shards(p) for p in self.parameter.placements)
         if not known or kept != tuple(self.local.shape):
             raise ValueError(
                 f"a weight of shape {self.shape} is placed as {self.parameter.placements}, of "
@@ -60,7 +61,7 @@ class Sharded:
     @property
     def group(self) -> ProcessGroup | None:  # noqa: D102
         mesh, placements = self.parameter.device_mesh, self.parameter.placements
-        return _group_over(mesh, [i for i, p in enumerate(placements) if _shards(p)])
+        return _group_over(mesh, [i for i, p in enumerate(placements) if shards(p)])
 
     @property
     def ranges(self) -> tuple[Sequence[Range], ...]:
@@ -68,7 +69,7 @@ class Sharded:
         mesh, placements = self.parameter.device_mesh, self.parameter.placements
         ways: list[list[Way]] = [[] for _ in self.shape]
         for i, placement in enumerate(placements):
-            if _shards(placement):
+            if shards(placement):
                 split = getattr(placement, "split_factor", 1)
                 ways[placement.dim].append((mesh.size(i), mesh.get_local_rank(i), split))
         return tuple(cut(size, tuple(way)) for size, way in zip(self.shape, ways, strict=True))
@@ -154,10 +155,11 @@ def _fsdp_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _cuts(parameter: nn.Parameter) -> int:
-    return sum(map(_shards, parameter.placements)) if is_dtensor(parameter) else 0
+    return sum(map(shards, parameter.placements)) if is_dtensor(parameter) else 0
 
 
-def _shards(placement: object) -> bool:
+def shards(placement: object) -> TypeGuard[Shard]:
+    """Tell a placement by which each process keeps a part."""
     return type(placement).__name__ in ("Shard", "_StridedShard")
 
 

@@ -209,7 +209,8 @@ def test_a_rate_edited_in_a_saved_state_is_taken() -> None:
     weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     state["param_groups"][0]["lr"] = 0.5
     model.load_state_dict(weights)
-    optimizer.load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"lr.* is 0.5 in the state, and was 0.02"):
+        optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 

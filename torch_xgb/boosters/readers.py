@@ -162,7 +162,7 @@ class _Watched(dict[str, Any]):
         super().__init__(kept)
         self._own = type(module).forward.__code__
         self.reports: dict[str, _Report] = {}
-        self._twins: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        self._twins: dict[str, tuple[nn.Parameter, nn.Parameter, int]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and pickled as what it stands in for."""
@@ -185,10 +185,15 @@ class _Watched(dict[str, Any]):
         return self._members()
 
     def settle(self) -> None:
-        """Take over what was assigned to ``.data`` of a twin."""
-        for twin, value in self._twins.values():
-            if twin.data_ptr() != value.data_ptr():
+        """Take over what was assigned to ``.data`` of a twin, and forget twins of what was before.
+
+        Whoever reads without gradients assigns to the Parameter itself.
+        """
+        for name, (twin, value, shared) in list(self._twins.items()):
+            if twin.data_ptr() != shared:
                 value.data = twin.data
+            if value.data_ptr() != shared:
+                del self._twins[name]
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         return ((name, self._twin(name, value)) for name, value in super().items())
@@ -197,14 +202,15 @@ class _Watched(dict[str, Any]):
         watched = name in self.reports and type(value) is nn.Parameter and not value.requires_grad
         if not watched or is_followed() or not torch.is_grad_enabled():
             return value
-        twin, of = self._twins.get(name, (None, None))
+        self.settle()
+        twin, of, _ = self._twins.get(name, (None, None, 0))
         if twin is None or of is not value:
             twin = nn.Parameter(value.detach())
             twin.__dict__.update(value.__dict__)
             twin.register_hook(self.reports[name])
             twin.__class__ = _Twin
             twin.of = value  # type: ignore[attr-defined]
-            self._twins[name] = (twin, value)
+            self._twins[name] = (twin, value, value.data_ptr())
         return twin
 
 

@@ -6,6 +6,7 @@ each storage it makes is followed until it is released, as an allocator would.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,15 @@ def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     def product(y: Shape, a: Shape, b: Shape, **_: object) -> int:
         return 2 * a[0] * a[1] * b[1]
 
+    def entries(y: Shape, *_: object, **__: object) -> int:
+        return 2 * math.prod(y)  # added entry by entry, as of rank 1
+
+    def outer(a: Shape, b: Shape | float, *_: object, **__: object) -> int:
+        # A column times a row, which is a product of one inner column; other factors are none.
+        if not isinstance(b, Sequence) or not len(b) == 1 < len(a) or a[-1] != 1:
+            return 0
+        return 2 * math.prod(a) * b[0]
+
     def attention(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
         return int(sdpa_flop_count(q, k, v))
 
@@ -161,6 +171,8 @@ def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
     return {
         aten._grouped_mm: shape_wrapper(grouped),
         aten.addmm_: shape_wrapper(product),
+        aten.addcmul_: shape_wrapper(entries),
+        aten.mul: shape_wrapper(outer),
         aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(backward),
     }

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 
 from anatomy import anatomy, same, same_values, values
-from processes import run
+from processes import run_once
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, Decay, LossPlateau, Weighted
 from torch_xgb.settings import Contract, Settings, canonical, contract_of, plain
@@ -255,9 +255,9 @@ def _tell() -> tuple[dict[str, dict[str, Told]], dict[str, dict[Any, str | None]
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Any]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Every case in one pair of processes: to start them takes longer than the cases do."""
-    return run(_tell, 2)
+    return run_once(tmp_path_factory, _tell, 2)
 
 
 @pytest.mark.distributed

@@ -1,6 +1,7 @@
 """A plan: counted against real modules, measured against a real step, and its limits said."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.measures import cost
 from benchmarks.measures.memory import peak_memory
 from torch_xgb import BoostedLowRankOptimizer, plan
 from torch_xgb.__main__ import main
+from torch_xgb.forecast.needs import Forecast
 from torch_xgb.forecast.shapes import fake_model
 
 CONFIG = {
@@ -38,9 +40,15 @@ def config(blocks: int = 6) -> LlamaConfig:
     return LlamaConfig(**{**CONFIG, "num_hidden_layers": blocks}, use_cache=False)
 
 
+@cache
+def two_of_six(checkpointing: bool = False) -> Forecast:
+    """A plan of boosters on two of six blocks, made once for all tests."""
+    return plan(config(), layers_per_booster=2, checkpointing=checkpointing, **F32)
+
+
 def test_counts_are_those_of_the_real_model() -> None:
     model = LlamaForCausalLM(config())
-    forecast = plan(config(), layers_per_booster=2, **F32)
+    forecast = two_of_six()
     optimizer = BoostedLowRankOptimizer(AdamW, model, layers_per_booster=2, lr=1e-3)
     ours, _, full = forecast.needs
     assert (
@@ -54,7 +62,7 @@ def test_counts_are_those_of_the_real_model() -> None:
 
 def test_flops_and_saved_bytes_are_those_of_the_worst_and_mean_draw() -> None:
     model, ids = LlamaForCausalLM(config()).train(), torch.zeros(4, 128, dtype=torch.int64)
-    ours, _, full = plan(config(), layers_per_booster=2, **F32).needs
+    ours, _, full = two_of_six().needs
     worst = cost.boosted_cost(model, ids, [0, 1])
     least = cost.boosted_cost(model, ids, [4, 5])
     mean = 7 / 3 - 1  # the mean lowest of 2 of 6
@@ -81,7 +89,7 @@ def test_a_truncated_model_tells_the_whole_ones_footprint() -> None:
 def test_peak_is_that_of_a_real_step(method: str) -> None:
     model, ids = LlamaForCausalLM(config()).train(), torch.zeros(4, 128, dtype=torch.int64)
     checkpointing = method == "checkpointed"
-    ours, _, full = plan(config(), layers_per_booster=2, checkpointing=checkpointing, **F32).needs
+    ours, _, full = two_of_six(checkpointing).needs
     need = full if method == "full" else ours
 
     def run() -> None:

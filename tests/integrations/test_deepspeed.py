@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("deepspeed", reason="an extra of its own")
 
-from processes import run  # noqa: E402
+from processes import run_once
 from zero_runs import Case, alone, follow_all, resume_all  # noqa: E402
 
 pytestmark = pytest.mark.distributed
@@ -60,8 +60,8 @@ CASES = FP32 | BF16
 
 
 @pytest.fixture(scope="module")
-def followed() -> dict[str, Any]:
-    ranks = run(follow_all, 2, CASES)
+def followed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    ranks = run_once(tmp_path_factory, follow_all, 2, CASES)
     assert all(ranks[0][name]["losses"] == ranks[1][name]["losses"] for name in CASES)
     return ranks[0]
 
@@ -114,7 +114,8 @@ RESUMED |= {"3, carried": Case(3, settings={"carry": 0.7})}
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(resume_all, 2, RESUMED, str(tmp_path_factory.mktemp("checkpoints")))[0]
+    folder = str(tmp_path_factory.mktemp("checkpoints"))
+    return run_once(tmp_path_factory, resume_all, 2, RESUMED, folder)[0]
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("deepspeed", reason="an extra of its own")
 
-from processes import run  # noqa: E402
+from processes import run_once
 from zero_frameworks import frameworks, trained  # noqa: E402
 from zero_runs import Case, alone  # noqa: E402
 
@@ -23,7 +23,8 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "deepspeed_zero.py"
 
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(frameworks, 2, str(tmp_path_factory.mktemp("routes")))[0]
+    folder = str(tmp_path_factory.mktemp("routes"))
+    return run_once(tmp_path_factory, frameworks, 2, folder)[0]
 
 
 def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from processes import run
+from processes import run_once
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.product import Product
@@ -303,12 +303,12 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: Any) -> list[dict[str, Any]]:
-    return run(everything, 4, str(tmp_path_factory.mktemp("cut")))
+    return run_once(tmp_path_factory, everything, 4, str(tmp_path_factory.mktemp("cut")))
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
-    (found,) = run(all_cases, 1)
+def alone(tmp_path_factory: Any) -> dict[str, Any]:
+    (found,) = run_once(tmp_path_factory, all_cases, 1)
     return found
 
 

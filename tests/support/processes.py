@@ -8,7 +8,9 @@ from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from filelock import FileLock
 from torch import distributed, multiprocessing
 
 Work = Callable[..., Any]
@@ -29,6 +31,20 @@ def run(work: Work, world_size: int, *args: Any) -> list[Any]:
         return [
             torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)
         ]
+
+
+def run_once(
+    temporary: pytest.TempPathFactory, work: Work, world_size: int, *args: Any
+) -> list[Any]:
+    """Return what ``run`` does; of workers that test side by side the first one runs it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return run(work, world_size, *args)
+    kept = temporary.getbasetemp().parent / f"{work.__module__}.{work.__name__}.pt"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            torch.save(run(work, world_size, *args), kept)
+    found: list[Any] = torch.load(kept, weights_only=False)
+    return found
 
 
 def _enter(rank: int, work: Work, world_size: int, folder: str, args: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 # Models come from the package registry; nothing is fetched while the code runs.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: env demo test check docs dist format clean
+.PHONY: env demo test test-long check docs dist format clean
 
 env: $(STAMP)
 
@@ -29,6 +29,10 @@ test: check
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 	$(VENV)/bin/python -m pytest --doctest-modules torch_xgb
 	$(MAKE) docs
+
+# What the gate has no time for: runs that are killed and resumed, beside those of tests/reliability.
+test-long: $(STAMP)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m long
 
 # Runs the tutorials, builds the site into site/, and fails on a warning, a dead link, or code on a
 # page that the library does not fit.

@@ -73,6 +73,7 @@ def test_flops_and_saved_bytes_are_those_of_the_worst_and_mean_draw() -> None:
     assert ours.saved == pytest.approx(worst.saved, rel=0.03)
 
 
+@pytest.mark.long
 def test_a_truncated_model_tells_the_whole_ones_footprint() -> None:
     """Four blocks or fewer are run in full; six are extrapolated from two to four."""
     kwargs = dict(layers_per_booster=3, **F32)

@@ -82,11 +82,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return folder, launcher.returncode
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_run_with_an_error(killed: tuple[Path, int]) -> None:
     """And not by its last step, which would come hours later."""
     assert killed[1] != 0
 
 
+@pytest.mark.long
 def test_the_checkpoint_of_a_killed_run_resumes(killed: tuple[Path, int]) -> None:
     folder, _ = killed
     reached = int((folder / "latest").read_text().removeprefix("global_step"))

@@ -156,6 +156,7 @@ def _torchrun(folder: Path, *args: str) -> int:
     ).returncode
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_goes_on(tmp_path: Path) -> None:
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     for folder in (broken, straight):

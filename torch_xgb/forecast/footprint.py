@@ -6,27 +6,22 @@ each storage it makes is followed until it is released, as an allocator would.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import (
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-    shape_wrapper,
-)
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from torch_xgb.forecast.flops import UNKNOWN_TO_TORCH
 
 __all__ = ["Footprint", "byte_count", "footprint", "truncated"]
 
-Shape = Sequence[int]
+_RULES = {**flop_registry, **{op: shape_wrapper(rule) for op, rule in UNKNOWN_TO_TORCH.items()}}
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,6 @@ class _Memory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.in_use = self.most = self.flops = 0
-        self._rules = {**flop_registry, **_unknown_to_torch()}
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
@@ -115,7 +109,7 @@ class _Memory(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401
         given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         answer = func(*args, **(kwargs or {}))
-        if rule := self._rules.get(func) or self._rules.get(getattr(func, "_overloadpacket", None)):
+        if rule := _RULES.get(func) or _RULES.get(getattr(func, "_overloadpacket", None)):
             self.flops += rule(*args, **(kwargs or {}), out_val=answer)
         for tensor in tree_leaves(answer):
             if isinstance(tensor, Tensor) and _key(tensor) not in given:
@@ -140,39 +134,3 @@ class _Memory(TorchDispatchMode):
 def _key(tensor: Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
-
-
-def _unknown_to_torch() -> dict[Any, Callable[..., int]]:
-    """Return what FlopCounterMode lacks: products in place and in groups, the CPU's attention."""
-
-    def product(y: Shape, a: Shape, b: Shape, **_: object) -> int:
-        return 2 * a[0] * a[1] * b[1]
-
-    def entries(y: Shape, *_: object, **__: object) -> int:
-        return 2 * math.prod(y)  # added entry by entry, as of rank 1
-
-    def outer(a: Shape, b: Shape | float, *_: object, **__: object) -> int:
-        # A column times a row, which is a product of one inner column; other factors are none.
-        if not isinstance(b, Sequence) or not len(b) == 1 < len(a) or a[-1] != 1:
-            return 0
-        return 2 * math.prod(a) * b[0]
-
-    def attention(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
-        return int(sdpa_flop_count(q, k, v))
-
-    def backward(g: Shape, q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
-        return int(sdpa_backward_flop_count(g, q, k, v))
-
-    def grouped(a: Shape, b: Shape, *_: object, **__: object) -> int:
-        # Experts side by side: of two matrices, what is shared or contracted is cut into groups.
-        return 2 * a[-2] * a[-1] * b[-1] * (a[0] if len(a) == len(b) == 3 else 1)
-
-    aten = torch.ops.aten
-    return {
-        aten._grouped_mm: shape_wrapper(grouped),
-        aten.addmm_: shape_wrapper(product),
-        aten.addcmul_: shape_wrapper(entries),
-        aten.mul: shape_wrapper(outer),
-        aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(backward),
-    }

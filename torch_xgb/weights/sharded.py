@@ -166,7 +166,7 @@ def shards(placement: object) -> TypeGuard[Shard]:
 def _is_slice(mesh: DeviceMesh) -> bool:
     if hasattr(mesh, "_get_root_mesh"):
         return mesh._get_root_mesh().ndim > mesh.ndim
-    from torch.distributed.device_mesh import _mesh_resources  # before torch 2.9
+    from torch.distributed.device_mesh import _mesh_resources  # before torch 2.10
 
     return bool(_mesh_resources.get_root_mesh(mesh).ndim > mesh.ndim)
 

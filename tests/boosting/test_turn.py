@@ -152,16 +152,16 @@ def test_out_of_memory_for_good_and_then_no_more(
     model, optimizer = build(setting)
     train(model, optimizer, range(2 * KAPPA - 1))
     backward(model, optimizer, 2 * KAPPA - 1)
-    real, calls = Product.part, [0]
+    real, calls = Product.add_to, [0]
 
-    def part(*args: Any) -> Any:
+    def add_to(*args: Any) -> Any:
         calls[0] += 1
         if calls[0] > 1:
             raise torch.OutOfMemoryError("no memory")
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Product, "part", part)
+        patched.setattr(Product, "add_to", add_to)
         for call in (optimizer.step, optimizer.merge, lambda: output(model), optimizer.finalize):
             with pytest.raises(torch.OutOfMemoryError):
                 call()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -155,7 +155,7 @@ class Addition:
         if self._state.version is None:
             self._state = self._state._replace(version=W.values._version)
         if self._state.version == W.values._version:
-            W.values.add_(self._product.part(W, self._take("delta", W)))
+            self._product.add_to(W.values, W, partial(self._take, "delta", W))
         self._written(W)
 
     def _replace(self, W: Piece, E: Piece | None) -> None:
@@ -177,20 +177,20 @@ class Addition:
 
     def _compute(self, W: Piece, E: Piece | None) -> _State:
         """Return the state in which a chunk's new values are ready."""
-        delta = self._product.part(W, self._take("delta", W))
         exact = self._take("exact", W).copy_(W.values)
         if E is not None:
             # In its own dtype first: converted on the host it would be waited for.
             there = E.values.to(exact.device, non_blocking=True)
             exact.add_(self._take("carried", W).copy_(there))
         before = self._take("before", W).copy_(exact) if self.measured else None
-        exact.add_(delta)
+        self._product.add_to(exact, W, partial(self._take, "delta", W))
         rounded = self._round(exact, W)
         left = None
         if E is not None and self.precision == "residual":
             left = exact.sub_(rounded)
         sums = self._state.sums
         if before is not None:
+            delta = self._product.part(W, self._take("delta", W))
             kept = self._take("kept", W).copy_(rounded.to(W.values.dtype)).sub_(before)
             if E is not None and left is not None:
                 kept.add_(left.to(E.values.dtype))

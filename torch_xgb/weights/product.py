@@ -5,6 +5,7 @@ No setting that lets matrix products be rounded (TF32, bfloat16 in oneDNN) reach
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,6 +61,19 @@ class Product:
             own = slice(max(piece.rows.start - first, 0), min(piece.rows.stop - first, rows))
             found.append(_part(self._scaled[member], self.right[member], own, piece.columns))
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def add_to(self, values: Tensor, piece: Piece, spare: Callable[[], Tensor]) -> None:
+        """Add what it has where a piece of the matrix is, in one write.
+
+        Args:
+            values: Of the piece's shape and the product's dtype.
+            piece: The piece.
+            spare: Returns a tensor of that shape to compute in, where one is needed.
+        """
+        if self.left.ndim == 2 and self.right.shape[0] == 1:
+            values.addcmul_(self._scaled[piece.rows], self.right[:, piece.columns])
+        else:
+            values.add_(self.part(piece, spare()))
 
     @cached_property
     def _scaled(self) -> Tensor:

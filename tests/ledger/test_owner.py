@@ -1,6 +1,7 @@
 """A ledger's folder is one run's at a time, and a proved resume alone drops its boosters."""
 
 import copy
+import dataclasses
 import gc
 import json
 import os
@@ -12,20 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
+from anatomy import flat
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger import owner
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.header import ChainHeader
+from torch_xgb.weights.fingerprints import EARLIER
 
 ROOT = Path(__file__).resolve().parents[2]
 Given = tuple[nn.Module, BoostedLowRankOptimizer]
 
 
-def build(record: object, seed: int = 0, **settings: Any) -> Given:
+def build(record: object, seed: int = 0, dtype: Any = torch.float32, **settings: Any) -> Given:
     torch.manual_seed(seed)
-    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)]).to(dtype)
     settings = {"kappa": 2, "layers_per_booster": 2, "lr": 1e-2, "record": record, **settings}
     return model, BoostedLowRankOptimizer(AdamW, model, **settings)
 
@@ -33,7 +37,7 @@ def build(record: object, seed: int = 0, **settings: Any) -> Given:
 def train(model: nn.Module, optimizer: Any, steps: range, shift: float = 0.0) -> None:
     for i in steps:
         x = torch.randn(4, 8, generator=torch.Generator().manual_seed(i)) + shift
-        model(x).square().sum().backward()
+        model(x.to(model[0][0].weight)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -51,10 +55,6 @@ def resume(record: object, saved: Any) -> Given:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "owner.lock"}
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in model.state_dict().values()])
 
 
 def recorded(folder: Path, steps: int) -> Any:
@@ -150,6 +150,25 @@ def test_a_checkpoint_of_another_branch_of_the_run_is_refused(tmp_path: Path, re
     with pytest.raises(RuntimeError, match="went on differently"):
         optimizer.load_state_dict(branch[1])
     assert len(optimizer.chain) == 4
+
+
+def test_a_ledger_of_an_earlier_version_goes_on_from_its_first_booster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its numbers of float64 weights are others than a checkpoint's of now."""
+    with monkeypatch.context() as earlier:
+        of = ChainHeader.of
+        earlier.setattr(ChainHeader, "of", lambda *what: dataclasses.replace(of(*what), version=4))
+        earlier.setattr("torch_xgb.ledger.writer.NUMBERING", EARLIER)
+        model, optimizer = build(True, dtype=torch.float64)
+        train(model, optimizer, range(1))
+    saved = states(model, optimizer)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    train(model, optimizer, range(1, 4))
+    assert optimizer.chain is not None and len(optimizer.chain) == 2
+    start = flat(optimizer.chain.rollback(optimizer.finalize(), -1))
+    assert torch.equal(start, flat(build(None, dtype=torch.float64)[0]))
 
 
 def test_a_run_may_start_over_from_its_own_first_state(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anatomy import flat
 from earlier import (
     CASES,
     FOLDER,
@@ -16,7 +17,6 @@ from earlier import (
     ZERO,
     begin,
     filled,
-    flat,
     train,
     unpack,
     zero_case,

@@ -1,7 +1,6 @@
 """Checkpoints: the plain model's weights at any moment, and a run that goes on from any of them."""
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from anatomy import anatomy, same, same_values, values
 from bases import BASES
-from tiny import KINDS, Stack, as_matrices, batches, stack
+from tiny import KINDS, Stack, as_matrices, batches, stack, tied
 from torch_xgb import BoostedLowRankOptimizer
-from training import train
+from training import through_a_file, train
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 POLICIES = ["nearest", "stochastic", "residual"]
@@ -26,14 +25,6 @@ def boosted(model: nn.Module, base: str = "adamw", **settings: Any) -> BoostedLo
     optimizer_class, kwargs = BASES[base]
     settings = {"kappa": 3, "r": 2, "layers_per_booster": 2, "lora_alpha": 3.0, **settings}
     return BoostedLowRankOptimizer(optimizer_class, model, **settings, **kwargs)
-
-
-def through_a_file(checkpoint: Any) -> Any:
-    """Written and read as a checkpoint is: tensors and plain types alone."""
-    file = io.BytesIO()
-    torch.save(checkpoint, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def save(model: nn.Module, optimizer: BoostedLowRankOptimizer) -> Checkpoint:
@@ -305,14 +296,14 @@ def test_lr_travels_with_the_state() -> None:
 def refuses(
     model: nn.Module,
     optimizer: BoostedLowRankOptimizer,
-    load_: Callable[[], Any],
+    state: Any,
     error: type[Exception] | tuple[type[Exception], ...],
     match: str,
 ) -> None:
     """The load raises, and everything is as before: structure, weights and state."""
     structure, before = anatomy(model), copy.deepcopy(everything(model, optimizer))
     with pytest.raises(error, match=match):
-        load_()
+        optimizer.load_state_dict(state)
     assert anatomy(model) == structure
     assert same(everything(model, optimizer), before)
 
@@ -329,21 +320,9 @@ def test_wrong_weights(dtype: torch.dtype, steps: int) -> None:
     its_optimizer = boosted(other)
     train(other, its_optimizer, batches(1, dtype))
     words = r"(?i)weights"
-    refuses(
-        other,
-        its_optimizer,
-        lambda: its_optimizer.load_state_dict(state),
-        (RuntimeError, ValueError),
-        words,
-    )
+    refuses(other, its_optimizer, state, (RuntimeError, ValueError), words)
     train(model, optimizer, batches(4, dtype))
-    refuses(
-        model,
-        optimizer,
-        lambda: optimizer.load_state_dict(state),
-        (RuntimeError, ValueError),
-        words,
-    )
+    refuses(model, optimizer, state, (RuntimeError, ValueError), words)
 
 
 def test_one_wrong_weight_is_enough() -> None:
@@ -381,13 +360,7 @@ def test_weights_in_another_dtype() -> None:
     other = stack(dtype=torch.bfloat16)
     its_optimizer = boosted(other)
     other.load_state_dict(checkpoint[0])
-    refuses(
-        other,
-        its_optimizer,
-        lambda: its_optimizer.load_state_dict(checkpoint[1]),
-        (RuntimeError, ValueError),
-        r"(?i)dtype",
-    )
+    refuses(other, its_optimizer, checkpoint[1], (RuntimeError, ValueError), r"(?i)dtype")
 
 
 OTHER: dict[str, tuple[dict[str, Any], str]] = {
@@ -415,13 +388,7 @@ def test_other_configuration(changed: str) -> None:
     other = stack()
     its_optimizer = boosted(other, **settings)
     other.load_state_dict(checkpoint[0])
-    refuses(
-        other,
-        its_optimizer,
-        lambda: its_optimizer.load_state_dict(checkpoint[1]),
-        ValueError,
-        match,
-    )
+    refuses(other, its_optimizer, checkpoint[1], ValueError, match)
     train(other, its_optimizer, batches(3))
 
 
@@ -431,39 +398,21 @@ def test_other_model() -> None:
     state = optimizer.state_dict()
     for other in (stack(depth=4), stack(hiddens=(10, 10, 11)), nn.Sequential(nn.Linear(3, 4))):
         its_optimizer = boosted(other)
-        refuses(
-            other,
-            its_optimizer,
-            lambda o=its_optimizer: o.load_state_dict(state),
-            ValueError,
-            "(?i)target|layer",
-        )
+        refuses(other, its_optimizer, state, ValueError, "(?i)target|layer")
 
 
 @pytest.mark.parametrize("state", [{}, {"state": {}, "param_groups": []}])
 def test_not_a_state_of_ours(state: dict[str, Any]) -> None:
     model = stack()
     optimizer = boosted(model)
-    refuses(
-        model,
-        optimizer,
-        lambda: optimizer.load_state_dict(state),
-        ValueError,
-        "BoostedLowRankOptimizer",
-    )
+    refuses(model, optimizer, state, ValueError, "BoostedLowRankOptimizer")
 
 
 def test_state_of_the_bare_base() -> None:
     model = stack()
     state = torch.optim.AdamW(model.parameters()).state_dict()
     optimizer = boosted(model)
-    refuses(
-        model,
-        optimizer,
-        lambda: optimizer.load_state_dict(state),
-        ValueError,
-        "BoostedLowRankOptimizer",
-    )
+    refuses(model, optimizer, state, ValueError, "BoostedLowRankOptimizer")
 
 
 def test_a_state_cut_short() -> None:
@@ -473,13 +422,7 @@ def test_a_state_cut_short() -> None:
     train(model, optimizer, batches(4))
     state = through_a_file(optimizer.state_dict())
     state["param_groups"][0]["params"].pop()
-    refuses(
-        model,
-        optimizer,
-        lambda: optimizer.load_state_dict(state),
-        (ValueError, RuntimeError),
-        "group",
-    )
+    refuses(model, optimizer, state, (ValueError, RuntimeError), "group")
 
 
 def test_weights_loaded_alone_begin_the_booster_over() -> None:
@@ -515,27 +458,16 @@ def test_a_weight_that_does_not_load_keeps_its_pending_pair() -> None:
 
 
 def test_resume_of_a_tied_weight() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
-            self.blocks[2][0].weight = self.blocks[0][0].weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = x + block(x)
-            return x.mean(-2)
-
-    def fresh() -> tuple[nn.Module, BoostedLowRankOptimizer]:
-        model = Tied().double()
+    def fresh(seed: int) -> tuple[nn.Module, BoostedLowRankOptimizer]:
+        model = tied(seed).double()
         return model, boosted(model)
 
-    data = [(x, y) for x, y in batches(8)]
-    model, optimizer = fresh()
+    data = batches(8)
+    model, optimizer = fresh(0)
     train(model, optimizer, data[:4])
     checkpoint = save(model, optimizer)
     train(model, optimizer, data[4:])
-    resumed, its_optimizer = fresh()
+    resumed, its_optimizer = fresh(1)
     load(resumed, its_optimizer, checkpoint)
     train(resumed, its_optimizer, data[4:])
     assert same(everything(resumed, its_optimizer), everything(model, optimizer))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from anatomy import same, values
-from tiny import Stack, batches, stack
+from tiny import Stack, batches, stack, tied
 from torch_xgb import BoostedLowRankOptimizer
 from training import train
 
@@ -163,21 +163,8 @@ def test_a_head_that_is_assigned_goes_on_being_trained(base: Any) -> None:
     assert same(state_of(assigned), state_of(straight))
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
-        self.blocks[2][0].weight = self.blocks[0][0].weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = x + block(x)
-        return x.mean(-2)
-
-
-def tied() -> tuple[nn.Module, BoostedLowRankOptimizer]:
-    torch.manual_seed(0)
-    model = Tied()
+def run_of_tied() -> tuple[nn.Module, BoostedLowRankOptimizer]:
+    model = tied()
     return model, BoostedLowRankOptimizer(AdamW, model, kappa=4, layers_per_booster=None, lr=0.05)
 
 
@@ -186,7 +173,7 @@ def tied() -> tuple[nn.Module, BoostedLowRankOptimizer]:
 def test_tied_weights_loaded(assign: bool, resumed: bool) -> None:
     """They stay one, whether the optimizer's state follows or training just goes on."""
     all_of_it = batches(9, torch.float32)
-    straight, other = tied(), tied()
+    straight, other = run_of_tied(), run_of_tied()
     train(*straight, all_of_it[:6])
     if not resumed:
         train(*other, all_of_it[:6])
@@ -202,7 +189,7 @@ def test_tied_weights_loaded(assign: bool, resumed: bool) -> None:
 
 
 def test_modules_that_are_tied_no_more() -> None:
-    model, optimizer = tied()
+    model, optimizer = run_of_tied()
     train(model, optimizer, batches(2, torch.float32))
     model.blocks[2][0].weight = nn.Parameter(torch.zeros(5, 5), requires_grad=False)
     before = copy.deepcopy(values(model))
@@ -214,7 +201,7 @@ def test_modules_that_are_tied_no_more() -> None:
 def test_entries_of_tied_weights_share_a_tensor(tmp_path: Any) -> None:
     """So that a format that stores each tensor once finds them, as in the plain model."""
     safetensors = pytest.importorskip("safetensors.torch", reason="an extra of its own")
-    model, optimizer = tied()
+    model, optimizer = run_of_tied()
     train(model, optimizer, batches(2, torch.float32))
     for _ in range(2):
         state = model.state_dict()
@@ -222,7 +209,7 @@ def test_entries_of_tied_weights_share_a_tensor(tmp_path: Any) -> None:
         assert state["blocks.0.0.weight"] is not state["blocks.1.0.weight"]
     path = str(tmp_path / "model.safetensors")
     safetensors.save_model(model, path)
-    plain = Tied()
+    plain = tied(seed=1)
     assert safetensors.load_model(plain, path) == (set(), [])
     assert same(dict(plain.state_dict()), dict(state))
 

@@ -34,6 +34,11 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def flat(model: nn.Module) -> Tensor:
+    """Copies of all that the model saves, as one vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in model.state_dict().values()])
+
+
 def same_values(model: nn.Module, before: dict[str, Tensor]) -> bool:
     """Whether every tensor of the model is bitwise what it was."""
     now = values(model)

@@ -112,11 +112,6 @@ def train(model: nn.Module, optimizer: BoostedLowRankOptimizer, data: Iterable[B
         optimizer.zero_grad()
 
 
-def flat(model: nn.Module) -> Tensor:
-    """All weights as the model saves them, as one vector."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in model.state_dict().values()])
-
-
 def filled(case: Case, vector: Tensor) -> nn.Module:
     """A plain model of these weights."""
     model = stack(case.depth, case.kind, case.dtype, seed=9)

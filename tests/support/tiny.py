@@ -91,6 +91,25 @@ def stack(
     return model.to(dtype)
 
 
+def tied(seed: int = 0) -> nn.Module:
+    """Three blocks beside residual connections, the last with the first one's weight."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _Tied()
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
+        self.blocks[2][0].weight = self.blocks[0][0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x.mean(-2)
+
+
 def pooled(model: Stack) -> Stack:
     """The stack with experts at the end of every block."""
     with torch.random.fork_rng():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_xgb.weights.fingerprints import fingerprint, quick_sum
+from torch_xgb.weights.fingerprints import EARLIER, NUMBERING, quick_sum
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -21,20 +21,16 @@ def flipped(W: Tensor, row: int, column: int, bit: int) -> Tensor:
 def test_every_bit_counts(dtype: torch.dtype) -> None:
     """Signs too, of even rows and columns: their numbers are no even multipliers."""
     W = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    known, quick = fingerprint(W), int(quick_sum(W))
+    known, quick = NUMBERING.of(W), int(quick_sum(W))
     for row, column in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
         for bit in range(8 * W.element_size()):
             other = flipped(W, row, column, bit)
-            assert fingerprint(other) != known, (row, column, bit)
+            assert NUMBERING.of(other) != known, (row, column, bit)
             assert int(quick_sum(other)) != quick, (row, column, bit)
 
 
 def test_what_earlier_versions_took_is_taken_again() -> None:
     """Of float64 alone in another way; numbers of version 2."""
     W = torch.arange(6.0).view(2, 3) - 2
-    assert fingerprint(W) == fingerprint(W, earlier=True)
-    assert fingerprint(W.double(), earlier=True) != fingerprint(W.double())
-    assert fingerprint(W.double(), earlier=True) == EARLIER
-
-
-EARLIER = 13866583252673757184
+    assert NUMBERING.of(W) == EARLIER.of(W)
+    assert NUMBERING.of(W.double()) != EARLIER.of(W.double()) == 13866583252673757184

@@ -29,7 +29,7 @@ from torch_xgb.settings import Contract, Settings, differences
 from torch_xgb.targets.compiled import plain_name
 from torch_xgb.targets.layers import Target
 from torch_xgb.targets.selection import Selection
-from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.fingerprints import EARLIER, NUMBERING
 from torch_xgb.weights.merge import MERGE_PRECISIONS
 from torch_xgb.weights.weight import Weight
 
@@ -151,7 +151,8 @@ class ChainHeader:
 
     def is_original(self, name: str, W: Tensor) -> bool:
         """Tell whether a matrix is the weight of a name that the run began with, bit by bit."""
-        return fingerprint(W, earlier=self.version < 5) == self.fingerprints[name]
+        numbering = EARLIER if self.version < 5 else NUMBERING
+        return numbering.of(W) == self.fingerprints[name]
 
     @property
     def adapter(self) -> str:

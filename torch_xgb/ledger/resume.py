@@ -91,11 +91,10 @@ class Bookmark:
         return all(fingerprints.get(name, mine) == mine for name, mine in self.fingerprints.items())
 
     def _has_same_past(self, archive: Archive) -> bool:
-        if not self.booster_index and not self.began_with(archive.header.fingerprints):
-            return False
-        if self.tip is None:
-            return archive.header.version < 3
-        return self.tip == archive.sections.tip(self.booster_index)
+        if self.tip is not None:
+            return self.tip == archive.sections.tip(self.booster_index)
+        same_start = self.booster_index > 0 or self.began_with(archive.header.fingerprints)
+        return same_start and archive.header.version < 3
 
 
 LOST = (

@@ -26,7 +26,7 @@ from torch_xgb.ledger.tensorfile import import_safetensors
 from torch_xgb.processes import is_first
 from torch_xgb.settings import Settings
 from torch_xgb.targets.selection import Selection
-from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.fingerprints import NUMBERING
 from torch_xgb.weights.weight import Weight
 
 __all__ = ["Writer", "writer"]
@@ -218,7 +218,7 @@ class Writer:
         tensors = {name: snapshot(tensor) for name, tensor in self._base().items()}
         header = self._archive.header
         prints = {
-            name: fingerprint(as_matrix(tensors[name], facts.transposed))
+            name: NUMBERING.of(as_matrix(tensors[name], facts.transposed))
             for name, facts in header.weights.items()
         }
         self._archive.begin(dataclasses.replace(header, fingerprints=prints), tensors)

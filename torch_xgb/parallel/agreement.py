@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_xgb.processes import gather
 from torch_xgb.weights.dtensors import local
-from torch_xgb.weights.fingerprints import fingerprint
+from torch_xgb.weights.fingerprints import NUMBERING
 from torch_xgb.weights.places import place_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _of_weight(parameter: Tensor) -> str:
         kept = torch.view_as_real(kept) if kept.is_complex() else kept
         kept = kept.reshape(len(parameter) if parameter.ndim else 1, -1)
         sample = kept[:: -(-len(kept) // _ROWS)]
-        facts += f" {fingerprint(sample)}"
+        facts += f" {NUMBERING.of(sample)}"
     return _digest(facts)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from torch_xgb.boosters.booster import Booster
-from torch_xgb.saving.seal import numbers
+from torch_xgb.weights.fingerprints import NUMBERING, Numbering
 
 __all__ = ["Accumulated"]
 
@@ -49,14 +49,14 @@ class Accumulated:
             assert adapter.accumulator is not None
             left, right = adapter.accumulator.product
             sums[name] = {"left": left.clone(), "right": right.clone()}
-        return {"bases": numbers(self._selection.bases), "sums": sums}
+        return {"bases": NUMBERING.of_tensors(self._selection.bases), "sums": sums}
 
-    def check(self, saved: object, earlier: bool) -> None:
+    def check(self, saved: object, numbering: Numbering) -> None:
         """Check an entry before anything is changed.
 
         Args:
             saved: The entry.
-            earlier: Whether an earlier version has saved it: see ``fingerprint``.
+            numbering: That of the version that has saved it.
 
         Raises:
             ValueError: If it is damaged.
@@ -74,7 +74,7 @@ class Accumulated:
                 "the state has nothing that was merged beside quantised weights: it is of a run on "
                 "plain ones, or damaged"
             )
-        here = numbers(self._selection.bases, earlier)
+        here = numbering.of_tensors(self._selection.bases)
         if differing := [name for name, one in here.items() if saved["bases"].get(name) != one]:
             raise RuntimeError(
                 "the optimizer's state does not belong to the model's weights: of what the "

@@ -26,11 +26,11 @@ from torch_xgb.saving.layout import (
 )
 from torch_xgb.saving.pending import Pending
 from torch_xgb.saving.rest import check_rest, rest
-from torch_xgb.saving.seal import numbers_of
 from torch_xgb.schedule.boundaries import Progress
 from torch_xgb.schedule.course import Course
 from torch_xgb.schedule.draws import Draw
 from torch_xgb.settings import differences
+from torch_xgb.weights.fingerprints import EARLIER, NUMBERING, Numbering
 
 __all__ = ["ENTRY", "VERSION", "Entry", "Resumption", "find"]
 
@@ -124,7 +124,7 @@ class Entry:
             "taken": None if self.carry is None else copy.deepcopy(self.carry.taken),
             "factors": [factor.detach().clone() for factor in self.booster.factors],
             "weights": self.pending.state_dict(),
-            "heads": numbers_of(self.heads.named),
+            "heads": NUMBERING.of_parameters(self.heads.named),
             "rest": rest(self.booster),
             "beside": self.beside.state_dict(),
         }
@@ -155,15 +155,15 @@ class Entry:
         }
         check_carried(saved["carry"], None if self.carry is None else shapes)
         check_taken(saved.get("taken"), {} if self.carry is None else adapters)
-        earlier = saved["version"] < 3
-        self.beside.check(saved.get("beside"), earlier)
+        numbering = EARLIER if saved["version"] < 3 else NUMBERING
+        self.beside.check(saved.get("beside"), numbering)
         drawn = [weight for adapter, _ in lots for weight in adapter.weights]
         check_weights(saved["weights"], self.pending.weights, drawn)
-        self._check_heads(saved.get("heads", {}), earlier)
+        self._check_heads(saved.get("heads", {}), numbering)
         lots = self.booster.lots(draw.layers, saved["factors"]) if lots else []
         pairs = [(adapter, lent.parameters) for adapter, lent in lots]
         sealed = "seal" in saved or saved["version"] == 1  # which had none
-        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed, earlier)
+        unfolded = self.pending.unfold(saved["weights"], pairs, draw.r, draw.s, sealed, numbering)
         check_rest(saved.get("rest", {}), self.booster)
         return Resumption(saved, progress, draw, unfolded)
 
@@ -181,10 +181,10 @@ class Entry:
             for parameter, value in zip(self.booster.factors, saved["factors"], strict=True):
                 parameter.copy_(value)
 
-    def _check_heads(self, saved: object, earlier: bool) -> None:
+    def _check_heads(self, saved: object, numbering: Numbering) -> None:
         if not isinstance(saved, Mapping):
             raise ValueError("the state is damaged: 'heads' is no mapping")
-        here = numbers_of(self.heads.named, earlier)
+        here = numbering.of_parameters(self.heads.named)
         other = [name for name in saved if name in here and here[name] != saved[name]]
         if other:
             raise RuntimeError(

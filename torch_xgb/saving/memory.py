@@ -20,7 +20,7 @@ from torch_xgb.boosters.carry import Carry
 from torch_xgb.formulas.entries import as_matrix
 from torch_xgb.saving.fold import fold, is_whole
 from torch_xgb.weights.addition import Addition
-from torch_xgb.weights.fingerprints import fingerprint, quick_sum
+from torch_xgb.weights.fingerprints import NUMBERING, quick_sum
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.places import Whole
 from torch_xgb.weights.transfers import told
@@ -219,7 +219,7 @@ class Memory:
 
     def _prints(self, weights: Iterable[Weight], values: Values) -> dict[str, int]:
         return {
-            w.name: fingerprint(as_matrix(values[w.name].detach().to(w.parameter.dtype)))
+            w.name: NUMBERING.of(as_matrix(values[w.name].detach().to(w.parameter.dtype)))
             for w in weights
             if not values[w.name].is_meta
         }

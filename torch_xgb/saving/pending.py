@@ -10,7 +10,7 @@ weights and state belong together.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from torch_xgb.saving.fold import FoldIn, fold, unfold
 from torch_xgb.saving.memory import Memory
 from torch_xgb.saving.start_over import Resumed, StartOver
 from torch_xgb.saving.trained_only import refuse_trained_only
-from torch_xgb.weights.fingerprints import fingerprints
+from torch_xgb.weights.fingerprints import NUMBERING, Numbering
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.own import require_own
 from torch_xgb.weights.places import shard_group
@@ -94,8 +94,8 @@ class Pending:
                 repairs[weight.name] = _differing(weight, found)
         weights = self.weights
         return {
-            "frozen": _named(weights, fingerprints((w, w.place.local) for w in weights)),
-            "folded": _named([weight for weight, _ in folded], fingerprints(folded)),
+            "frozen": NUMBERING.of_weights((w, w.place.local) for w in weights),
+            "folded": NUMBERING.of_weights(folded),
             "repairs": _everyones(repairs, shard_group([w.parameter for w in weights])),
             "residuals": self.merger.state_dict(weights),
         }
@@ -108,7 +108,7 @@ class Pending:
         r: int,
         s: float,
         sealed: bool,
-        earlier: bool,
+        numbering: Numbering,
     ) -> dict[str, Tensor]:
         """Return the weights that hold a saved booster without it, changing nothing.
 
@@ -118,13 +118,13 @@ class Pending:
             r: Its rank.
             s: Its scaling.
             sealed: Whether its factors are known to be those of the moment of saving, or cannot be.
-            earlier: Whether an earlier version has taken the fingerprints: see ``fingerprint``.
+            numbering: That of the version that has saved them.
 
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded, or is
                 not the saved one when its pair is taken out.
         """
-        folded = self._find_folded(state, earlier)
+        folded = self._find_folded(state, numbering)
         unfolded: list[tuple[Weight, Tensor]] = []
         for adapter, pair in pairs:
             narrow = adapter.form.narrow(pair.map(Tensor.detach), r)
@@ -133,8 +133,7 @@ class Pending:
                     kept = unfold(adapter.form, weight, weight.place.local, narrow, s)
                     _write(weight, kept, state["repairs"][weight.name])
                     unfolded.append((weight, kept))
-        weights = [weight for weight, _ in unfolded]
-        frozen = _named(weights, fingerprints(unfolded, earlier))
+        frozen = numbering.of_weights(unfolded)
         wrong = [name for name, value in frozen.items() if value != state["frozen"][name]]
         if wrong and not sealed:
             raise RuntimeError(
@@ -151,15 +150,14 @@ class Pending:
             )
         return {weight.name: kept for weight, kept in unfolded}
 
-    def _find_folded(self, state: Mapping[str, Any], earlier: bool) -> set[str]:
+    def _find_folded(self, state: Mapping[str, Any], numbering: Numbering) -> set[str]:
         """Return the weights that hold the saved booster at present.
 
         Raises:
             RuntimeError: If some weight is neither the saved one nor the saved one folded.
         """
         weights = self.weights
-        kept = ((weight, weight.place.local) for weight in weights)
-        present = _named(weights, fingerprints(kept, earlier))
+        present = numbering.of_weights((w, w.place.local) for w in weights)
         folded = {name for name, value in present.items() if value == state["folded"].get(name)}
         strangers = [
             weight
@@ -289,7 +287,3 @@ def _everyones(own: dict[str, Entries], group: ProcessGroup | None) -> dict[str,
         rows, columns, values = zip(*(share[name] for share in shares), strict=True)
         together[name] = (torch.cat(rows), torch.cat(columns), torch.cat(values))
     return together
-
-
-def _named(weights: Sequence[Weight], values: Sequence[int]) -> dict[str, int]:
-    return {weight.name: value for weight, value in zip(weights, values, strict=True)}

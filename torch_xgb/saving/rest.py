@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torch_xgb.boosters.booster import Booster
-from torch_xgb.saving.seal import numbers_of
+from torch_xgb.weights.fingerprints import NUMBERING
 
 __all__ = ["check_rest", "rest"]
 
@@ -21,7 +21,7 @@ def rest(booster: Booster) -> dict[str, dict[str, Any]]:
     """Return what each is known by again: its dtype, and a number of its values."""
     named = booster.freeze.left_alone(booster.model)
     plain = {name: p for name, p in named.items() if _is_plain(p)}
-    found = numbers_of(plain)
+    found = NUMBERING.of_parameters(plain)
     return {n: {"dtype": str(plain[n].dtype), "number": number} for n, number in found.items()}
 
 

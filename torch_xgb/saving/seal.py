@@ -14,18 +14,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_xgb.weights.dtensors import is_dtensor
-from torch_xgb.weights.fingerprints import mixed_sum
-from torch_xgb.weights.places import Whole, place_of, whole_piece
+from torch_xgb.weights.fingerprints import EARLIER, NUMBERING
 
-__all__ = ["check_seal", "numbers", "numbers_of", "seal"]
+__all__ = ["check_seal", "seal"]
 
 _RATES = ("lr", "initial_lr")
 _UNSEALED = ("settings", "seal")  # the settings are compared one by one
-_MASK = (1 << 64) - 1
-_EARLIER = ("param_groups", "state")  # of a base, what versions before 3 sealed
+_PLAIN_EARLIER = (bool, int, float, str, list)
+_PLAIN = (*_PLAIN_EARLIER, bytes, complex, torch.dtype, torch.device)  # sealed by their values
+_KEYS_EARLIER = ("param_groups", "state")  # of a base, what versions before 3 sealed
 
 Leaf = tuple[str, Any]
 
@@ -38,21 +38,14 @@ def seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         entry: What stands beside it, with or without its seal.
     """
     keys = sorted(key for key in state if isinstance(key, str))
-    return {**_seal(state, entry, keys, False), "keys": keys, "rates": _rates(state)}
+    return {**_seal(_leaves(state, entry, keys)), "keys": keys, "rates": _rates(state)}
 
 
-def _seal(
-    state: Mapping[str, Any], entry: Mapping[str, Any], keys: Iterable[str], earlier: bool
-) -> dict[str, Any]:
-    leaves = list(_leaves(state, entry, keys))
+def _seal(leaves: Iterable[Leaf], earlier: bool = False) -> dict[str, Any]:
+    leaves = list(leaves)
     tensors = {path: one for path, one in leaves if _is_sealed(one)}
-    return {"tensors": numbers(tensors, earlier), "values": _digest(leaves, earlier)}
-
-
-def numbers_of(parameters: Mapping[str, nn.Parameter], earlier: bool = False) -> dict[str, int]:
-    """Return a number of each Parameter that this process keeps whole."""
-    kept = {name: p.detach() for name, p in parameters.items() if type(place_of(p)) is Whole}
-    return numbers({name: tensor for name, tensor in kept.items() if tensor.numel()}, earlier)
+    numbering, plain = (EARLIER, _PLAIN_EARLIER) if earlier else (NUMBERING, _PLAIN)
+    return {"tensors": numbering.of_tensors(tensors), "values": _digest(leaves, plain)}
 
 
 def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
@@ -67,12 +60,12 @@ def check_seal(state: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     if not isinstance(saved, Mapping) or not isinstance(saved.get("tensors"), Mapping):
         raise ValueError(_broken("its entry 'seal' is none"))
     earlier = entry["version"] < 3
-    keys = _EARLIER if earlier else saved.get("keys")
+    keys = _KEYS_EARLIER if earlier else saved.get("keys")
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
         raise ValueError(_broken("its seal names no keys"))
     if lost := [key for key in keys if key not in state]:
         raise ValueError(_broken(f"it lacks {lost[0]!r}"))
-    here = _seal(state, entry, keys, earlier)
+    here = _seal(_leaves(state, entry, keys), earlier)
     if here["tensors"] and not saved["tensors"]:
         raise ValueError(_broken("its seal names no tensor"))
     differing = [
@@ -143,46 +136,15 @@ def _walk(path: str, value: Any, without: tuple[str, ...] = ()) -> Iterator[Leaf
         yield from _walk(f"{path}.{key}", one, without)
 
 
-def _digest(leaves: list[Leaf], earlier: bool) -> str:
-    spelled = sorted(f"{path}={_spelled(value, earlier)}" for path, value in leaves)
+def _digest(leaves: list[Leaf], plain: tuple[type, ...]) -> str:
+    spelled = sorted(f"{path}={_spelled(value, plain)}" for path, value in leaves)
     return hashlib.blake2b("\n".join(spelled).encode(), digest_size=16).hexdigest()
 
 
-def _spelled(value: Any, earlier: bool) -> str:  # noqa: ANN401
+def _spelled(value: object, plain: tuple[type, ...]) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
-    plain = _PLAIN if earlier else (*_PLAIN, bytes, complex, torch.dtype, torch.device)
     return repr(value) if value is None or isinstance(value, plain) else type(value).__name__
-
-
-_PLAIN = (bool, int, float, str, list)
-
-
-def _number(tensor: Tensor, earlier: bool) -> Tensor:
-    """Return a 64-bit number that changes with any bit of a tensor."""
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    if not values.numel():
-        return torch.zeros((), dtype=torch.int64, device=values.device)
-    if values.element_size() == 1:
-        values = values.view(torch.uint8).to(torch.int16)
-    rows = values.detach().reshape(len(values) if values.ndim else 1, -1)
-    return mixed_sum(whole_piece(rows), earlier)
-
-
-def numbers(tensors: Mapping[str, Tensor], earlier: bool = False) -> dict[str, int]:
-    """Return a number of each tensor, waiting for each device once.
-
-    Args:
-        tensors: By names.
-        earlier: As of ``fingerprint``.
-    """
-    each = {path: _number(tensor, earlier) for path, tensor in tensors.items()}
-    found: dict[str, int] = {}
-    for device in dict.fromkeys(number.device for number in each.values()):
-        here = {path: number for path, number in each.items() if number.device == device}
-        values = torch.stack(list(here.values())).tolist()
-        found |= {path: value & _MASK for path, value in zip(here, values, strict=True)}
-    return found
 
 
 def _is_sealed(value: object) -> bool:

@@ -1,73 +1,99 @@
-"""Numbers that tell whether two weights are the same, bit by bit."""
+"""Numbers that tell whether two weights, or other tensors, are the same, bit by bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_xgb.formulas.entries import as_bits, row_chunks
 from torch_xgb.processes import total
-from torch_xgb.weights.places import Piece, whole_piece
+from torch_xgb.weights.places import Piece, Whole, place_of, whole_piece
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["fingerprint", "fingerprints", "mixed_sum", "of_rows", "quick_sum", "row_sums"]
+__all__ = ["EARLIER", "NUMBERING", "Numbering", "of_rows", "quick_sum", "row_sums"]
 
 _MASK = (1 << 64) - 1
 
 
-def fingerprint(W: Tensor, earlier: bool = False) -> int:
-    """Return a 64-bit number that changes with any bit of a matrix and any exchange of entries.
+@dataclass(frozen=True)
+class Numbering:
+    """Gives tensors numbers of 64 bits, which any bit of one and any exchange of entries changes.
 
     A sum over entries of their mixed bits, weighted by row and by column, modulo 2⁶⁴: in integers,
-    so that neither the order of summation, nor the device, nor how the matrix is shared out over
+    so that neither the order of summation, nor the device, nor how a matrix is shared out over
     processes matters.
 
-    Args:
-        W: Of shape (out, in).
-        earlier: Whether as earlier versions did, of float64 in another way: see ``mixed_sum``.
-    """
-    return int(mixed_sum(whole_piece(W), earlier)) & _MASK
-
-
-def fingerprints(kept: Iterable[tuple[Weight, Tensor]], earlier: bool = False) -> list[int]:
-    """Return fingerprints of weights; of all sharded ones together by one all-reduce.
-
-    Args:
-        kept: Each weight with what this process keeps of it, or another tensor laid out alike.
-        earlier: As of ``fingerprint``.
-    """
-    own = [(_local_sum(weight, tensor, earlier), weight.place.group) for weight, tensor in kept]
-    return [int(value) & _MASK for value in total(own)]
-
-
-def _local_sum(weight: Weight, kept: Tensor, earlier: bool) -> Tensor:
-    start = torch.zeros((), dtype=torch.int64, device=kept.device)
-    return sum((mixed_sum(piece, earlier) for piece in weight.pieces(kept)), start)
-
-
-def mixed_sum(piece: Piece, earlier: bool = False) -> Tensor:
-    """Return a piece's share of its matrix's fingerprint, a 64-bit integer that wraps around.
-
-    Args:
-        piece: Of numbers of at most 64 bits. The upper half of one is mixed into the lower first:
+    Attributes:
+        mixes_halves: Whether the upper half of an entry of 64 bits is mixed into the lower first:
             its sign would else be multiplied out by an even number of a row or column.
-        earlier: Whether to leave that out, as earlier versions did.
     """
-    W = piece.values
-    bits, device = as_bits(W), W.device
-    rows = torch.arange(piece.rows.start, piece.rows.stop, device=device)
-    columns = torch.arange(piece.columns.start, piece.columns.stop, device=device)
-    of_rows = (rows + 1) * 0x9E3779B1 + 0x85EBCA77
-    of_columns = (columns + 1) * 0xC2B2AE3D + 0x27D4EB2F
-    summed = torch.zeros((), dtype=torch.int64, device=device)
-    for chunk in row_chunks(W):
-        wide = bits[chunk].to(torch.int64)
-        wide = wide if earlier else _folded(wide, bits)
-        wide = (wide ^ (wide << 21)) * of_columns
-        summed += (wide.sum(1) * of_rows[chunk]).sum()
-    return summed
+
+    mixes_halves: bool = True
+
+    def of(self, tensor: Tensor) -> int:
+        """Return a tensor's number; of a matrix of shape (out, in) its fingerprint as a weight."""
+        return int(self._of(tensor)) & _MASK
+
+    def of_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return a number of each tensor by its name, waiting for each device once."""
+        each = {name: self._of(tensor) for name, tensor in tensors.items()}
+        found: dict[str, int] = {}
+        for device in dict.fromkeys(number.device for number in each.values()):
+            here = {name: number for name, number in each.items() if number.device == device}
+            values = torch.stack(list(here.values())).tolist()
+            found |= {name: value & _MASK for name, value in zip(here, values, strict=True)}
+        return found
+
+    def of_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+        """Return a number of each Parameter that this process keeps whole."""
+        kept = {name: p.detach() for name, p in parameters.items() if type(place_of(p)) is Whole}
+        return self.of_tensors({name: tensor for name, tensor in kept.items() if tensor.numel()})
+
+    def of_weights(self, kept: Iterable[tuple[Weight, Tensor]]) -> dict[str, int]:
+        """Return each weight's number by its name; of all sharded ones by one all-reduce.
+
+        Args:
+            kept: Each weight with what this process keeps of it, or another tensor laid out alike.
+        """
+        own = {w.name: (self._of_pieces(w, tensor), w.place.group) for w, tensor in kept}
+        totals = zip(own, total(list(own.values())), strict=True)
+        return {name: int(value) & _MASK for name, value in totals}
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        if not values.numel():
+            return torch.zeros((), dtype=torch.int64, device=values.device)
+        if values.element_size() == 1:
+            values = values.view(torch.uint8).to(torch.int16)
+        rows = values.detach().reshape(len(values) if values.ndim else 1, -1)
+        return self._of_piece(whole_piece(rows))
+
+    def _of_pieces(self, weight: Weight, kept: Tensor) -> Tensor:
+        start = torch.zeros((), dtype=torch.int64, device=kept.device)
+        return sum((self._of_piece(piece) for piece in weight.pieces(kept)), start)
+
+    def _of_piece(self, piece: Piece) -> Tensor:
+        """Return a piece's share of its matrix's number, a 64-bit integer that wraps around."""
+        W = piece.values
+        bits, device = as_bits(W), W.device
+        rows = torch.arange(piece.rows.start, piece.rows.stop, device=device)
+        columns = torch.arange(piece.columns.start, piece.columns.stop, device=device)
+        of_rows = (rows + 1) * 0x9E3779B1 + 0x85EBCA77
+        of_columns = (columns + 1) * 0xC2B2AE3D + 0x27D4EB2F
+        summed = torch.zeros((), dtype=torch.int64, device=device)
+        for chunk in row_chunks(W):
+            wide = bits[chunk].to(torch.int64)
+            wide = _folded(wide, bits) if self.mixes_halves else wide
+            wide = (wide ^ (wide << 21)) * of_columns
+            summed += (wide.sum(1) * of_rows[chunk]).sum()
+        return summed
+
+
+NUMBERING = Numbering()
+EARLIER = Numbering(mixes_halves=False)  # of checkpoints before version 3, of ledgers before 5
 
 
 def quick_sum(matrix: Tensor) -> Tensor:

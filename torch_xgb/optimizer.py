@@ -240,14 +240,14 @@ class BoostedLowRankOptimizer(Front):
         self.boosting.require_attached("step()")
         if self._wrapped.only_fills_state():
             return None
-        if self.boosting.catch_up() and closure is None:
+        if self.boosting.pace.catch_up() and closure is None:
             return warnings.warn(_TRAINED_NOTHING, stacklevel=2)
         self.boosting.before_step(self.base)
         try:
             loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
         except _Skipped as skipped:
             return skipped.loss
-        self.boosting.stepped()
+        self.boosting.pace.stepped()
         return loss
 
     def merge(self) -> None:
@@ -297,11 +297,11 @@ class BoostedLowRankOptimizer(Front):
         Raises:
             RuntimeError: If the model is not quantised, or nothing was trained.
         """
-        self.boosting.complete()
+        self.boosting.pace.complete()
         return self.boosting.outcome.save_adapter(folder, rank)
 
     def _finish(self, discard: bool) -> None:
-        self.boosting.complete()
+        self.boosting.pace.complete()
         begun = not discard and bool(self.booster_step or self.boosting.taken_up)
         self.boosting.finish(merged=begun, dropped=discard)
 
@@ -346,7 +346,7 @@ class BoostedLowRankOptimizer(Front):
         self._loaded()
 
     def __getstate__(self) -> dict[str, Any]:
-        self.boosting.complete()
+        self.boosting.pace.complete()
         return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoostedLowRankOptimizer:

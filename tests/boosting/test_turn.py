@@ -1,14 +1,17 @@
 """Whatever ends a merge, the model computes what it did, and going on is exact."""
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
+from anatomy import flat
 from interrupts import At, Interrupt
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.chain import Chain
@@ -67,10 +70,6 @@ def output(model: nn.Module) -> Tensor:
     return model(batch(99, model)).float()
 
 
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in model.state_dict().values()])
-
-
 def lines(setting: str, call: str, **more: Any) -> int:
     """How many lines of the library the call of interest runs."""
     model, optimizer = build(setting, **more)
@@ -116,7 +115,7 @@ def test_interrupted_anywhere(setting: str, call: str) -> None:
             assert torch.equal(flat(model), end)
             exact += 1
             continue
-        optimizer.boosting.complete()
+        optimizer.boosting.pace.complete()
         untrained = optimizer.booster_step == counted and _same(stepped, optimizer.base)
         if call == "merge" and optimizer.booster_index == 1:
             optimizer.merge()
@@ -142,9 +141,7 @@ def _same(state: Any, base: Any) -> bool:
 
 
 @pytest.mark.parametrize("setting", ["every layer", "direft", "carry", "residual"])
-def test_out_of_memory_for_good_and_then_no_more(
-    setting: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_for_good_and_then_no_more(setting: str) -> None:
     """The rest follows when the model is called again, and nothing twice."""
     whole, uninterrupted = build(setting)
     train(whole, uninterrupted, range(2 * KAPPA + 4))
@@ -152,16 +149,14 @@ def test_out_of_memory_for_good_and_then_no_more(
     model, optimizer = build(setting)
     train(model, optimizer, range(2 * KAPPA - 1))
     backward(model, optimizer, 2 * KAPPA - 1)
-    real, calls = Product.add_to, [0]
+    real, calls = Product.add_to, itertools.count()
 
     def add_to(*args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] > 1:
+        if next(calls):
             raise torch.OutOfMemoryError("no memory")
         return real(*args)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Product, "add_to", add_to)
+    with patch.object(Product, "add_to", add_to):
         for call in (optimizer.step, optimizer.merge, lambda: output(model), optimizer.finalize):
             with pytest.raises(torch.OutOfMemoryError):
                 call()
@@ -169,17 +164,12 @@ def test_out_of_memory_for_good_and_then_no_more(
     assert torch.equal(flat(optimizer.finalize()), end)
 
 
-def test_a_full_disk_makes_no_booster_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_makes_no_booster_longer(tmp_path: Path) -> None:
     whole, uninterrupted = build("paper", record=tmp_path / "whole")
     train(whole, uninterrupted, range(10))
     model, optimizer = build("paper", record=tmp_path / "run")
     train(model, optimizer, range(KAPPA - 1))
-    writer = optimizer.boosting.writer
-    assert writer is not None
-    with monkeypatch.context() as patched:
-        patched.setattr(writer, "append", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with patch.object(optimizer.boosting.writer, "append", side_effect=OSError(28, "full")):
         backward(model, optimizer, KAPPA - 1)
         with pytest.raises(OSError, match="full"):
             optimizer.step()
@@ -202,47 +192,37 @@ def test_a_full_disk_makes_no_booster_longer(
     assert torch.equal(flat(again), flat(whole))
 
 
-def test_a_step_on_gradients_of_the_booster_before_says_that_it_trains_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_step_on_gradients_of_the_booster_before_says_that_it_trains_nothing() -> None:
     model, optimizer = build("paper")
     train(model, optimizer, range(KAPPA - 1))
     backward(model, optimizer, KAPPA - 1)
-    with monkeypatch.context() as patched:
-        patched.setattr(Addition, "go_on", lambda _: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            optimizer.step()
+    with patch.object(Addition, "go_on", side_effect=MemoryError), pytest.raises(MemoryError):
+        optimizer.step()
     with pytest.warns(UserWarning, match="merged only now"):
         optimizer.step()
     assert (optimizer.booster_index, optimizer.booster_step) == (1, 0)
 
 
-def test_listeners_hear_of_a_merge_that_was_finished_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_listeners_hear_of_a_merge_that_was_finished_later() -> None:
     model, optimizer = build("residual")
     heard = []
     optimizer.on_merge(heard.append)
     train(model, optimizer, range(KAPPA - 1))
     backward(model, optimizer, KAPPA - 1)
-    with monkeypatch.context() as patched:
-        patched.setattr(Addition, "go_on", lambda _: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            optimizer.step()
+    with patch.object(Addition, "go_on", side_effect=MemoryError), pytest.raises(MemoryError):
+        optimizer.step()
     assert heard == []
     output(model)
     assert [report.booster_index for report in heard] == [0] and heard[0].lost
 
 
-def test_copies_of_a_model_with_a_merge_to_come_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_a_model_with_a_merge_to_come_are_plain() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)])
     optimizer = BoostedLowRankOptimizer(SGD, model, kappa=2, lr=0.1, record=True)
     train(model, optimizer, range(1))
     backward(model, optimizer, 1)
-    writer = optimizer.boosting.writer
-    with monkeypatch.context() as patched:
-        patched.setattr(writer, "append", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with patch.object(optimizer.boosting.writer, "append", side_effect=OSError(28, "full")):
         with pytest.raises(OSError, match="full"):
             optimizer.step()
     twin = copy.deepcopy(model)
@@ -291,23 +271,17 @@ def test_a_hook_waits_for_nothing_where_nothing_is_due() -> None:
     assert len(twin._forward_pre_hooks) == len(hooks)
 
 
-def test_a_step_that_was_taken_and_not_counted_is_counted_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_step_that_was_taken_and_not_counted_is_counted_later() -> None:
     """Whoever is interrupted between the base's step and its count does not take it twice."""
     (whole, uninterrupted), (model, optimizer) = build("paper"), build("paper")
     train(whole, uninterrupted, range(2 * KAPPA))
-
-    def interrupted(*_: object) -> bool:
-        raise Interrupt
 
     for i in range(2 * KAPPA):
         backward(model, optimizer, i)
         if i not in (1, 2 * KAPPA - 1):  # within a booster, and at the end of one
             optimizer.step()
             continue
-        with monkeypatch.context() as patched, pytest.raises(Interrupt):
-            patched.setattr(Course, "stepped", interrupted)
+        with patch.object(Course, "stepped", side_effect=Interrupt), pytest.raises(Interrupt):
             optimizer.step()
         optimizer.state_dict()  # whatever is called next
     assert optimizer.booster_index == uninterrupted.booster_index == 2
@@ -315,19 +289,12 @@ def test_a_step_that_was_taken_and_not_counted_is_counted_later(
 
 
 @pytest.mark.parametrize("then", ["merge", "load_state_dict", "copy"])
-def test_a_step_that_the_base_did_not_take_is_not_counted_later(
-    then: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_the_base_did_not_take_is_not_counted_later(then: str) -> None:
     """Whatever writes to the factors after it failed."""
     model, optimizer = build("paper")
     train(model, optimizer, range(1))
     backward(model, optimizer, 1)
-
-    def failing(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(optimizer.base, "step", failing)
+    with patch.object(optimizer.base, "step", side_effect=MemoryError), pytest.raises(MemoryError):
         optimizer.step()
     if then == "merge":
         optimizer.merge()

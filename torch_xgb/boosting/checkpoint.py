@@ -30,7 +30,7 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
         RuntimeError: If it is asked for by somebody who would drop the boosting's part of it.
     """
     base = wrapped.optimizer
-    boosting.complete()
+    boosting.pace.complete()
     _refuse_getters()
     boosting.settle(base)
     entry = {
@@ -55,7 +55,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
     saved, base = find(state_dict), wrapped.optimizer
     of_base = {key: one for key, one in state_dict.items() if key != ENTRY}
     boosting.entry.compare(saved, boosting.told(base, Contract.RUN))
-    boosting.complete()
+    boosting.pace.complete()
     boosting.settle(base)
     check_saved(base, of_base)
     counters = check_counters(saved.get("counters", {}))
@@ -73,7 +73,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
         if writer is not None:  # last: what it drops is gone
             writer.resume(bookmark)
     wrapped.resume(counters)
-    boosting.catch_up_later()
+    boosting.pace.catch_up_later()
 
 
 def _refuse_getters() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +22,8 @@ from torch_xgb.boosters.forms import form
 from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.starts import Start
-from torch_xgb.boosting.later import Later, Taken
 from torch_xgb.boosting.outcome import Outcome
+from torch_xgb.boosting.pace import Pace
 from torch_xgb.boosting.release import vacate
 from torch_xgb.boosting.slight import tell_if_slight
 from torch_xgb.boosting.told import told, told_alike
@@ -69,6 +68,7 @@ class Boosting:
         outcome: What is given out of a run beside quantised weights.
         listeners: Those who are told of merges.
         writer: Writes the ledger, if one is kept here.
+        pace: Counts steps and takes turns, from ``enter`` on.
         attached: Whether anything is in the model.
 
     Raises:
@@ -99,7 +99,6 @@ class Boosting:
         self.selection.check_untied(self._pending.weights)
         self._turns = Turns(self.booster, start, merger, memory, self._carry, self.course)
         self.listeners = self._turns.listeners
-        self._taken = Taken(Later(self.model, self), self.listeners)
         saved = self._pending, self.selection, Accumulated(self.booster, self.selection)
         self.entry = Entry(self.course, self.booster, self._carry, *saved)
         self.outcome = Outcome(self.booster, self.selection, settings, self.course)
@@ -152,6 +151,8 @@ class Boosting:
         """Put everything into the model and begin the first booster; or leave it as it was."""
         self._wrapped = wrapped
         self.writer = writer(self.model, self.settings, self.selection, self._form)
+        of_run = wrapped, self.writer, self.settle
+        self.pace = Pace(self.model, self._turns, self._pending, *of_run)
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         try:
             self.attached = True
@@ -205,55 +206,16 @@ class Boosting:
         """Show a step's loss to the policy, averaged over the processes that train the model."""
         self.course.observe(loss, self._sharding.group)
 
-    def stepped(self) -> None:
-        """Count a step; merge the active booster if it ends with it."""
-        self._pending.stepped()
-        try:
-            if self.course.stepped(self._wrapped.lr):
-                self.merge()
-        except BaseException:
-            self.catch_up_later()
-            raise
-
     def merge(self) -> None:
-        """Merge the active booster (Eq. 8), forget it, draw the next and begin it.
-
-        Whatever interrupts that, the model computes what it did, and the rest is done later.
-        """
-        t = self.course.progress.booster_index
-        if not self.complete() and t == self.course.progress.booster_index:
-            self.settle(self._wrapped.optimizer)
-            self._taken.take(partial(self._turns.next, self._wrapped, self.writer))
+        """Merge the active booster (Eq. 8), forget it, draw the next and begin it."""
+        self.pace.merge()
 
     def finish(self, *, merged: bool, dropped: bool) -> None:
         """Take everything off the model; a run that resumes begins the next booster.
 
         That is the active one if it was not merged, be it untrained or dropped.
         """
-        self.settle(self._wrapped.optimizer)
-        last = partial(self._turns.last, self._wrapped, self.writer, self.leave)
-        self._taken.take(partial(last, merged=merged, dropped=dropped))
-
-    def complete(self) -> bool:
-        """Do the rest of what an exception has interrupted; return whether there was any."""
-        if self.course.owes_a_step():  # taken by the base, and not counted
-            self.stepped()
-        return self._taken.complete()
-
-    def catch_up(self, always: bool = True) -> bool:
-        """Do the rest of a turn, or one that is due, the latter ``always`` or just in training."""
-        t = self.course.progress.booster_index
-        if self.complete() or t != self.course.progress.booster_index:
-            return True
-        if self.course.due and (always or (self.model.training and torch.is_grad_enabled())):
-            self.merge()
-            return True
-        return False
-
-    def catch_up_later(self) -> None:
-        """Catch up before the model is called again."""
-        if self.course.due or self.course.owes_a_step():
-            self._taken.later.wait()
+        self.pace.finish(self.leave, merged=merged, dropped=dropped)
 
     def leave(self) -> None:
         """Take everything off the model."""
@@ -262,7 +224,7 @@ class Boosting:
         self.booster.detach()
         self._recompute.detach()
         self._sharding.detach()
-        self._taken.later.stop()
+        self.pace.stop()
         if self.writer is not None:
             self.writer.close()
         self.attached = False
@@ -313,7 +275,7 @@ class Boosting:
     def follow(self, original: Boosting) -> None:
         """Go on like the boosting that this is a copy of."""
         self._pending.follow(original._pending)
-        self.catch_up_later()
+        self.pace.catch_up_later()
 
     def told(self, base: Optimizer, *contracts: Contract) -> dict[str, Any]:
         """Return what others must have been told alike, in plain types."""

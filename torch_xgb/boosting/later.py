@@ -1,19 +1,14 @@
-"""Turns are taken here; the rest of an interrupted one before the model is called again."""
+"""Something left to do is done before a model is called again."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.boosters.report import Listeners
-from torch_xgb.boosting.turn import Turn
-
-__all__ = ["Later", "Taken"]
+__all__ = ["Later"]
 
 
 class CatchesUp(Protocol):
@@ -50,57 +45,6 @@ class Later:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-
-
-class Taken:
-    """Takes turns, one at a time.
-
-    Args:
-        later: Has the rest of one done that cannot be done at once.
-        listeners: Are told of merges.
-    """
-
-    def __init__(self, later: Later, listeners: Listeners) -> None:
-        self.later, self.listeners = later, listeners
-        self._open: Turn | None = None
-
-    def take(self, make: Callable[[], Turn]) -> None:
-        """Take a turn: whatever ends it, nothing is left half done, or it is done later.
-
-        Args:
-            make: Returns it, changing nothing.
-        """
-        try:
-            turn = make()
-        except BaseException:
-            self.later.wait()
-            raise
-        self._go_on(turn)
-
-    def complete(self) -> bool:
-        """Do the rest of a turn that was interrupted; return whether there was any."""
-        if self._open is None:
-            return False
-        self._go_on(self._open)
-        return True
-
-    def _go_on(self, turn: Turn) -> None:
-        try:
-            turn.go_on()
-        except BaseException:
-            self._open = turn if turn.has_begun else None
-            self.later.wait()
-            if turn.has_begun:
-                with suppress(BaseException):  # an interrupt is answered when nothing is half done
-                    turn.go_on()
-                    self._over()
-            raise
-        self._over()
-        self.listeners.tell(turn.report)
-
-    def _over(self) -> None:
-        self._open = None
-        self.later.stop()
 
 
 class _Hook:

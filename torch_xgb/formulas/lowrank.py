@@ -9,10 +9,8 @@ Letters and shapes, here and in every other module:
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torch_xgb.formulas.entries import widest
+from torch_xgb.formulas.unrounded import unrounded
 
 __all__ = [
     "add_low_rank",
@@ -133,7 +132,7 @@ def with_low_rank(W: Tensor, left: Tensor, right: Tensor, s: float) -> Tensor:
         right: Shape ``(r, m)``, or ``(E, r, m)``.
         s: The scaling.
     """
-    with _as_given(W):
+    with unrounded(W):
         L, R = left.to(W.device, W.dtype), right.to(W.device, W.dtype)
         return torch.addmm(W, L, R, alpha=s) if W.ndim == 2 else torch.baddbmm(W, L, R, alpha=s)
 
@@ -154,7 +153,7 @@ def edit_low_rank(
     References:
         MeFT: h + U₂ᵀ(U₁ h + b), DiReFT's intervention.
     """
-    with _as_given(y):
+    with unrounded(y):
         A, B, b = (None if one is None else one.to(y.device, y.dtype) for one in (A, B, b))  # type: ignore[assignment]
         h = torch.nn.functional.linear(y if read is None else read, A, b)
         if y.is_nested:  # no view of rows
@@ -167,7 +166,7 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:  # noqa: ANN401
-        with _as_given(y):
+        with unrounded(y):
             h = _rows(x) @ A.to(x).T
             _add_outer(y.view(-1, y.shape[-1]), h.to(y.dtype), B.to(y).T, s)
         trained = any(ctx.needs_input_grad[2:4])  # else x has no part in any gradient
@@ -185,7 +184,7 @@ class _AddLowRank(torch.autograd.Function):
         if torch.is_grad_enabled() and x is not None:
             h = _rows(x) @ A.to(x).T
         needs_x, needs_A, needs_B = ctx.needs_input_grad[1:4]
-        with _as_given(g):
+        with unrounded(g):
             rows = _rows(g)
             gB = (rows @ B.to(g)).mul_(ctx.s).to(ctx.dtype)
             # Of x's shape without a view: autograd adds further gradients of x into it in place.
@@ -214,64 +213,3 @@ def _outer(h: Tensor, rows: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _as_given(x: Tensor) -> AbstractContextManager[Any]:
-    # Under autocast a matrix product would first copy x, a full-size temporary.
-    if x.is_meta:
-        return nullcontext()
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    # So would oneDNN where float32 products may be rounded: it converts x, for a product so thin
-    # three to eight times the time of the product itself.
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and _rounds():
-        return _unrounded()
-    return nullcontext()
-
-
-def _rounds() -> bool:
-    # torch.get_float32_matmul_precision() raises once any backend has been set by the newer API.
-    products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
-    return getattr(products, "fp32_precision", "none") not in ("none", "ieee")
-
-
-@contextmanager
-def _unrounded() -> Iterator[None]:
-    who = object()
-    try:
-        _Unrounded.enter(who)
-        yield
-    finally:
-        _Unrounded.leave(who)
-
-
-class _Unrounded:
-    """The flag of the whole process, taken by the first thread that asks, left by the last.
-
-    An interrupt at any of its lines leaves the flag to whoever comes next, and what it was known.
-    """
-
-    lock = threading.Lock()
-    inside: ClassVar[set[object]] = set()
-    before: str | None = None  # what it was, while it is taken
-
-    @classmethod
-    def enter(cls, who: object) -> None:
-        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
-        with cls.lock:
-            if cls.before is None:
-                cls.before = products.fp32_precision
-            cls.inside.add(who)
-            products.fp32_precision = "ieee"
-
-    @classmethod
-    def leave(cls, who: object) -> None:
-        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
-        with cls.lock:
-            cls.inside.discard(who)
-            if cls.inside or cls.before is None:
-                return
-            products.fp32_precision = "none"  # so that what was inherited still is
-            if products.fp32_precision != cls.before:
-                products.fp32_precision = cls.before
-            cls.before = None

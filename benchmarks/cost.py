@@ -7,8 +7,8 @@ A Llama of 12 blocks (hidden 512, intermediate 1408, 8 heads, vocabulary 4096) w
 sees a batch of 4 x 256 tokens in float32. Every method counts under the same rules:
 
 FLOPs are those of the matrix products of forward and backward, as torch's FlopCounterMode sees
-them, with two additions it lacks: the in-place ``addmm_`` and the CPU's flash attention. Products
-with weights and products of attention are told apart.
+them, with those it lacks: products in place and in groups, of rank 1 entry by entry, and the CPU's
+flash attention. Products with weights and products of attention are told apart.
 
 Bytes are those of the distinct storages that autograd saves for backward, model parameters and
 buffers apart.

@@ -5,7 +5,8 @@ with original weights and boosters, ``scores``) and ``store`` or ``packed`` (ten
 folder, in one file). ``records`` are what is written, ``facts`` what JSON is taken for, ``digests``
 find a changed bit, ``files`` and ``tensorfile`` read and write. ``owner`` is whose a folder is,
 ``resume`` whether it is a checkpoint's. ``restore`` finds a model's weights again, ``export`` makes
-a PEFT adapter of what is ``kept`` of each, bare Parameters ``wrapped``, ``plot`` a picture.
+a PEFT adapter of what is ``kept`` of each, bare Parameters ``wrapped``, with a ``card``, ``plot`` a
+picture.
 
 May import boosters, targets, weights, formulas, settings, checks, processes. One more store: a
 class with ``Store``'s methods.

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from torch_xgb.checks import positive_integer
-from torch_xgb.ledger.files import exists, replacing_all, require_file, writing
+from torch_xgb.ledger import card
+from torch_xgb.ledger.files import exists, replacing_all, writing
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.kept import Kept
 from torch_xgb.ledger.records import snapshot
@@ -26,7 +27,6 @@ from torch_xgb.targets.compiled import plain_name
 __all__ = ["ExportReport", "write_adapter"]
 
 Delta = Callable[[str], tuple[Tensor, Tensor]]
-_CARD, _TITLE = "README.md", "# A LoRA adapter of"
 _PREFIX = "base_model.model."  # what peft.PeftModel adds to the names of a model's parameters
 
 
@@ -94,12 +94,13 @@ def write_adapter(
         _share([pair.lost for pair in pairs.values()], [pair.norm for pair in pairs.values()]),
         sum(tensor.numel() for tensor in tensors.values()),
     )
-    card = _card(header, report, kept or _nearness(report, rank), boosters)
-    _write(folder, tensors, json.dumps(config, indent=2) + "\n", card)
+    kept = kept or _nearness(report, rank)
+    text = card.card(header, boosters, report.rank.values(), report.parameters, kept)
+    _write(folder, tensors, json.dumps(config, indent=2) + "\n", text)
     return report
 
 
-def _write(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) -> None:
+def _write(folder: Path, tensors: Mapping[str, Tensor], config: str, readme: str) -> None:
     """Write the files, or none: they are moved into place when all of them are complete.
 
     Raises:
@@ -109,36 +110,27 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) 
         raise ValueError(f"an adapter is a folder, and {str(folder)!r} is none: choose another")
     cannot = f"the adapter {str(folder)!r} cannot be written: free space, or choose another path"
     with writing(cannot):
-        _move_in(folder, tensors, config, card)
+        _move_in(folder, tensors, config, readme)
 
 
-def _move_in(folder: Path, tensors: Mapping[str, Tensor], config: str, card: str) -> None:
+def _move_in(folder: Path, tensors: Mapping[str, Tensor], config: str, readme: str) -> None:
     made = not folder.exists()
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
-    if _is_ours(folder / _CARD):
-        files.append(folder / _CARD)
+    if card.is_card(folder / card.FILE):
+        files.append(folder / card.FILE)
     if taken := [file for file in files if file.is_dir()]:
         raise ValueError(f"{str(taken[0])!r} is a folder: choose another path for the adapter")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with replacing_all(files) as (data, *texts):
             write_tensors(data, tensors, {"format": "pt"})
-            for file, text in zip(texts, (config, card), strict=False):
+            for file, text in zip(texts, (config, readme), strict=False):
                 file.write(text.encode())
     except BaseException:
         if made:
             with suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _is_ours(readme: Path) -> bool:
-    """Tell whether a model card may be written: over nothing, or over one of an earlier export."""
-    if not exists(readme):
-        return True
-    with suppress(OSError, ValueError):
-        return require_file(readme) < 1 << 16 and _TITLE in readme.read_text(encoding="utf-8")
-    return False
 
 
 def _holders(name: str, header: ChainHeader) -> tuple[str, ...]:
@@ -261,35 +253,6 @@ def _nearness(report: ExportReport, rank: int | None) -> str:
         f"The adapter is the best approximation of rank {rank} of their sum, with a relative error "
         f"of {report.total_error:.2g} (Frobenius norm, all weights)"
     )
-
-
-def _card(header: ChainHeader, report: ExportReport, kept: str, boosters: int) -> str:
-    """Return the model card; the hub takes names of its own models alone for a base."""
-    base = header.base_model
-    known = (
-        base is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(base).exists()
-    )
-    ranks = sorted(report.rank.values())
-    size = f"{ranks[0]}" if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
-    lines = ["---", "library_name: peft", *([f"base_model: {base}"] if known else [])]
-    lines += [
-        "tags:",
-        "- lora",
-        "- torch_xgb",
-        "---",
-        "",
-        f"{_TITLE} {boosters} boosters",
-    ]
-    lines += ["", f"Trained with torch_xgb as a chain of {boosters} low-rank boosters. {kept}."]
-    lines += [
-        f"It adapts {len(report.rank)} weights with ranks {size}; {report.parameters:,} parameters."
-    ]
-    if header.saved_modules:
-        lines += ["", f"Trained in full and included: {', '.join(header.saved_modules)}."]
-    lines += ["", "```python", "from peft import PeftModel", ""]
-    lines += ["# base: the model it was trained from" + (f", {base}" if known else "")]
-    lines += ['model = PeftModel.from_pretrained(base, "path/to/this/folder")', "```", ""]
-    return "\n".join(lines)
 
 
 def _is_bias(name: str, header: ChainHeader) -> bool:

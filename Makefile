@@ -25,10 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	env -u OMP_NUM_THREADS $(VENV)/bin/python examples/finetune_classifier.py
 
-test: check
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+# Checks and pages take one process each, and go side by side.
+test: $(STAMP)
+	$(MAKE) --jobs 2 check docs
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 	$(VENV)/bin/python -m pytest --doctest-modules torch_xgb
-	$(MAKE) docs
 
 # What the gate has no time for: runs that are killed and resumed, beside those of tests/reliability.
 test-long: $(STAMP)

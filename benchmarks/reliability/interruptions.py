@@ -10,7 +10,7 @@ import copy
 import random
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,18 +40,17 @@ class Interruption(BaseException):
     """What is raised: no Exception, as KeyboardInterrupt is none."""
 
 
-def lines_of(act: Callable[[], object], at: int | None = None) -> int:
-    """Call something, raising at the ``at``-th line of the library's; return how many it ran."""
-    count = 0
+def lines_of(act: Callable[[], object], at: int | None = None) -> list[str]:
+    """Call something, raising at the ``at``-th line of the library's; return those it ran."""
+    lines: list[str] = []
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal count
         if not frame.f_code.co_filename.startswith(_HERE):
             return None
         if event == "line":
-            count += 1
-            if count == at:
-                raise Interruption(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            if len(lines) == at:
+                raise Interruption(lines[-1])
         return trace
 
     before = sys.gettrace()
@@ -60,7 +59,7 @@ def lines_of(act: Callable[[], object], at: int | None = None) -> int:
         act()
     finally:
         sys.settrace(before)
-    return count
+    return lines
 
 
 def interrupted(act: Callable[[], object], at: int) -> bool:
@@ -73,17 +72,24 @@ def interrupted(act: Callable[[], object], at: int) -> bool:
 
 
 def run(quick: bool, seed: int) -> Counts:
-    """Interrupt every call of every kind: at a few lines, or at every third."""
+    """Interrupt every call of every kind: at every line that it runs, or at a few."""
     warnings.simplefilter("ignore")
     counts, dice = Counts(), random.Random(seed)
     for kind in KINDS[:2] if quick else KINDS:
         for call in ("step", "merge", "finalize"):
-            count = _count(kind, call)
-            every = sorted(dice.sample(range(1, count + 1), min(count, 6))) if quick else range(dice.randrange(1, 4), count + 1, 3)  # fmt: skip  # noqa: E501
-            for at in every:
+            places = _once_each(_lines(kind, call), dice)
+            for at in sorted(dice.sample(places, min(len(places), 6)) if quick else places):
                 with counts.fault(f"{kind.model}, {kind.settings}, {call}(), line {at}") as fault:
                     one(kind, call, at, fault)
     return counts
+
+
+def _once_each(lines: Sequence[str], dice: random.Random) -> list[int]:
+    """Return of every line of code the number of one of the times that it was run."""
+    runs: dict[str, list[int]] = {}
+    for number, line in enumerate(lines, 1):
+        runs.setdefault(line, []).append(number)
+    return [dice.choice(numbers) for numbers in runs.values()]
 
 
 def one(kind: Kind, call: str, at: int, fault: Fault) -> None:
@@ -158,7 +164,7 @@ def _act(call: str, model: nn.Module, optimizer: BoostedLowRankOptimizer) -> Non
     step(model, optimizer, 5)
 
 
-def _count(kind: Kind, call: str) -> int:
+def _lines(kind: Kind, call: str) -> list[str]:
     model, optimizer = _ready(kind, call)
     return lines_of(lambda: _act(call, model, optimizer))
 

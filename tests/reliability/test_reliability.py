@@ -98,8 +98,8 @@ def test_a_life_that_resumes_otherwise_is_found(child: Child) -> None:
 def test_an_interruption_is_raised_at_its_line_and_at_no_other() -> None:
     model = model_of(Kind())
     optimizer = boosted(model, Kind())
-    count = interruptions.lines_of(lambda: step(model, optimizer, 0))
-    assert count > 50
+    lines = interruptions.lines_of(lambda: step(model, optimizer, 0))
+    assert len(lines) > 50
     assert interruptions.interrupted(lambda: step(model, optimizer, 1), 3)
     assert not interruptions.interrupted(lambda: step(model, optimizer, 2), 10**6)
 

@@ -218,7 +218,7 @@ def test_bad_optimizer_class(optimizer_class: Any) -> None:
 
 def test_instance_of_an_optimizer_is_told_from_its_class() -> None:
     instance = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(TypeError, match="class"):
+    with pytest.raises(TypeError, match=r"got SGD\(…\), made already: pass SGD itself$"):
         build(stack(), instance)
 
 
@@ -543,3 +543,27 @@ def test_a_bypassed_module_is_told_though_its_factors_have_old_gradients() -> No
     nn.functional.cross_entropy(model(x), y).backward()
     with pytest.raises(RuntimeError, match=r"1 drawn targets got no gradient: 'blocks\.\d\.up'"):
         optimizer.step()
+
+
+def test_a_model_that_was_made_anew_since() -> None:
+    """As by a notebook's cell that is run again, without the optimizer's."""
+    optimizer, (x, y) = build(stack()), batches(1)[0]
+    nn.functional.cross_entropy(stack()(x), y).backward()
+    with pytest.raises(RuntimeError, match="the loss is of another model than this optimizer's"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"kapa": 4}, "'kapa'; what .* goes to the base. Say kappa= in the place of kapa=$"),
+        ({"rank": 4}, "Say r= in the place of rank=$"),
+        ({"betas": (0.9, 0.99)}, "'betas'; what BoostedLowRankOptimizer does not know goes to"),
+        ({"nonsense": 1}, "goes to the base$"),
+    ],
+)
+def test_a_word_that_neither_knows(told: dict[str, Any], says: str) -> None:
+    refuses(model := stack(), lambda: build(model, **told), TypeError, says)
+    with pytest.raises(TypeError) as raised:
+        build(model, betas=(0.9, 0.99))
+    assert "bias=" not in str(raised.value)  # near in letters alone

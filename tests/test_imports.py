@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"checks", "formulas", "processes"},
     "schedule": {"checks", "formulas", "processes", "settings"},
     "targets": {"settings", "weights"},
-    "base": {"checks", "processes", "weights"},
+    "base": {"checks", "processes", "settings", "weights"},
     "boosters": {"checks", "formulas", "targets", "weights"},
     "saving": {"boosters", "formulas", "processes", "schedule", "settings", "weights"},
     "parallel": {"boosters", "processes", "targets", "weights"},

@@ -40,7 +40,7 @@ class RunFolder:
             return {}
         except ValueError as error:
             raise ValueError(
-                f"{self.path / _FACTS} is damaged ({error}): choose another out="
+                f"{self.path / _FACTS} is damaged ({error}): choose another out"
             ) from None
         return dict(read) if isinstance(read, dict) else {}
 
@@ -63,8 +63,8 @@ class RunFolder:
         """
         facts, told = self.facts, json.loads(json.dumps(told))
         if not facts:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise ValueError(f"{str(self.path)!r} holds something already: choose another out=")
+            if self.path.exists() and not (self.path.is_dir() and self._is_bare()):
+                raise ValueError(f"{str(self.path)!r} holds something already: choose another out")
             return
         if self.last_checkpoint() is None and "result" not in facts:
             return  # it trained nothing that is kept
@@ -74,8 +74,12 @@ class RunFolder:
             raise ValueError(
                 f"{str(self.path)!r} holds a run that was told otherwise: {', '.join(differing)}; "
                 f"{name} is {theirs.get(name)!r} there and {told[name]!r} here. Give it what it "
-                "was told, or choose another out="
+                "was told, or choose another out"
             )
+
+    def _is_bare(self) -> bool:
+        """Whether it holds nothing, or what a run that was refused has left: no checkpoint yet."""
+        return not any(p != self.checkpoints or _holds_any(p) for p in self.path.iterdir())
 
     def write(self, told: Mapping[str, Any], result: Mapping[str, Any] | None = None) -> None:
         """Write ``run.json``, at once or not at all."""
@@ -96,6 +100,10 @@ class RunFolder:
     def clear_checkpoints(self) -> None:
         """Remove them: the run is over, and its model beside them."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _holds_any(path: Path) -> bool:
+    return not path.is_dir() or any(path.iterdir())
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -56,7 +56,7 @@ def fields(rows: Sequence[Row], names: Sequence[str], part: str) -> list[tuple[A
         if missing := [name for name in names if row.get(name) is None]:
             raise ValueError(
                 f"row {number} of the {part} data has no field {missing[0]!r}, only {sorted(row)}: "
-                "say which fields hold what with text=, label=, prompt=, completion="
+                "say which fields hold what, by text, label, prompt or completion"
             )
         found.append(tuple(row[name] for name in names))
     return found

@@ -26,8 +26,9 @@ def classifier() -> BertForSequenceClassification:
 
 
 def rows(text: str) -> dict[str, str]:
-    """The table's rows by name; unnamed ones go on with the one before."""
-    return {line[:28].strip(): line[28:].strip() for line in text.splitlines()}
+    """The table's rows by name."""
+    cells = (line.strip().partition("  ") for line in text.splitlines())
+    return {name: text.strip() for name, _, text in cells}
 
 
 def test_what_is_found_and_trained() -> None:
@@ -44,6 +45,7 @@ def test_what_is_found_and_trained() -> None:
     }
     assert summary.memory["pairs"] == 4 * 2 * 2 * PAIR
     assert summary.most_residual == 2 * summary.designated
+    assert "pairs" in rows(str(summary)) and "gradients" not in rows(str(summary))  # none so far
     model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     # exp_avg and exp_avg_sq of each, and a step of 32 bits a tensor
@@ -54,6 +56,7 @@ def test_what_is_found_and_trained() -> None:
     table = rows(str(optimizer.summary()))
     assert table["trained now"].startswith(f"{summary.trained:,} of {total:,} parameters (")
     assert table["lr, in full"] == "0.001" and table["layers_per_booster"] == "2"
+    assert "gradients" in table
 
 
 def test_repr_is_short_and_true_to_the_end() -> None:

@@ -121,10 +121,11 @@ def test_a_plan_for_machines_and_its_hint_for_people(
     tmp_path: Path,
 ) -> None:
     tiny().config.save_pretrained(tmp_path)
-    options = parser().parse_args(["plan", str(tmp_path), "--length", "16", "--card", "24"])
+    line = ["plan", str(tmp_path), "--length", "16", "--card", "24", "--layers-per-booster", "0.5"]
+    options = parser().parse_args(line)
     answer = options.run_command(options)
     facts = json.loads(answer.printed(as_json=True))
-    assert facts["targets"] == 12 and facts["needs"][0]["fits"] is True
+    assert facts["targets"] == 12 and facts["drawn"] == 1 and facts["needs"][0]["fits"] is True
     assert answer.text == answer.printed(as_json=False) and "--residual-device cpu" in answer.text
 
 
@@ -139,6 +140,16 @@ def test_how_a_command_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             main(wrong)
         assert stop.value.code == 2
     assert "usage: torch-xgb" in capsys.readouterr().err
+    for wrong, says in (
+        (["plan", "gpt2", "--lenght", "8"], "there is no --lenght 8; is --length meant?"),
+        (["finetune", "--model", "m", "--kapa=4"], "there is no --kapa=4; is --kappa meant?"),
+        (["finetune", "--task", "poetry"], "invalid choice: 'poetry'"),
+        (["env", "now"], "there is no now"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and says in said and len(said.splitlines()) <= 3
 
 
 def test_the_lines_of_the_pages_are_understood() -> None:

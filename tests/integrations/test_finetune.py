@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch_xgb.integrations.finetune import rows, scores
+from torch_xgb.integrations.finetune.folder import RunFolder
 from torch_xgb.integrations.finetune.progress import Progress
 from torch_xgb.integrations.finetune.recipe import Recipe
 from torch_xgb.integrations.finetune.run import Outcome, finetune
@@ -238,7 +239,17 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path, given: dict[str, Any],
     }
     with pytest.raises((TypeError, ValueError), match=says):
         quiet(Recipe(**{**told, **given}))
-    assert not list((tmp_path / "run").glob("run.json"))
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    RunFolder(tmp_path / "run").require_own({})  # the same folder takes what is told right
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    for taken in ("notes.txt", "checkpoints/checkpoint-5/weights", "checkpoints.txt"):
+        path = tmp_path / taken.replace("/", "-") / taken
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        with pytest.raises(ValueError, match="holds something already: choose another out$"):
+            RunFolder(tmp_path / taken.replace("/", "-")).require_own({})
 
 
 def test_rows_that_are_none(tmp_path: Path) -> None:

@@ -7,6 +7,6 @@ model, ``front`` is the base for whoever looks at the optimizer that stands befo
 are the groups of the modules trained in full, ``together`` makes one optimizer of the base and one
 of theirs.
 
-May import weights, checks, processes. One more base's quirk: in ``steps`` if it is about state, in
-``wrapped`` if the base cannot serve; and a line in the table of bases that the tests run.
+May import weights, settings, checks, processes. One more base's quirk: in ``steps`` if it is about
+state, in ``wrapped`` if the base cannot serve; and a line in the table of bases that the tests run.
 """

@@ -158,8 +158,9 @@ def _no_gradient(names: list[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
     return (
         f"{len(names)} drawn targets got no gradient: {shown}. Either backward() has not run since "
-        "the last zero_grad(); or the module's forward is bypassed, as by a fused kernel that "
-        "reads the weight itself: leave it out with exclude_modules; or the batch was routed past "
-        "it: pass unused='skip'; or gradient checkpointing with use_reentrant=True got inputs "
+        "the last zero_grad(), or the loss is of another model than this optimizer's, made anew or "
+        "copied since; or the module's forward is bypassed, as by a fused kernel that reads the "
+        "weight itself: leave it out with exclude_modules; or the batch was routed past it: pass "
+        "unused='skip'; or gradient checkpointing with use_reentrant=True got inputs "
         "without gradient: take use_reentrant=False, or call model.enable_input_require_grads()"
     )

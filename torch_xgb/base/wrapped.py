@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from torch import nn
@@ -13,6 +15,7 @@ from torch_xgb.base.in_full import InFull
 from torch_xgb.base.steps import FreshStart, only_fills_state, scaled_lr
 from torch_xgb.base.together import Together
 from torch_xgb.base.verdict import Verdict
+from torch_xgb.settings import Settings
 
 __all__ = ["Wrapped", "passed_on"]
 
@@ -151,7 +154,7 @@ def _build(
     if isinstance(optimizer_class, Optimizer) or not callable(optimizer_class):
         raise TypeError(
             f"{name} must be an optimizer's class (e.g. torch.optim.AdamW) or a callable "
-            f"that takes parameters and returns an optimizer, got {optimizer_class!r}"
+            f"that takes parameters and returns an optimizer, got {_shown(optimizer_class)}"
         )
     if inspect.isclass(optimizer_class):
         _refuse(optimizer_class)
@@ -167,6 +170,12 @@ def _build(
     return base
 
 
+def _shown(given: object) -> str:
+    kind = type(given).__name__
+    made = isinstance(given, Optimizer)
+    return f"{kind}(…), made already: pass {kind} itself" if made else repr(given)
+
+
 def _held(groups: list[dict[str, Any]], name: str) -> list[list[int]]:
     """Return what groups hold, group by group if it is the factors'."""
     held = [[id(parameter) for parameter in group["params"]] for group in groups]
@@ -179,14 +188,20 @@ def _called(
     try:
         return optimizer_class(groups, **kwargs)
     except TypeError as error:
-        if meant := [
-            f"{_MEANT[name]}= in the place of {name}=" for name in kwargs if name in _MEANT
-        ]:
-            raise TypeError(
-                f"{error}; what BoostedLowRankOptimizer does not know goes to the base. "
-                f"Say {' and '.join(meant)}"
-            ) from error
-        raise
+        wrong = [name for name in kwargs if name in _MEANT or f"argument '{name}'" in str(error)]
+        if not wrong:
+            raise
+        meant = [f"{ours}= in the place of {name}=" for name in wrong if (ours := _meant(name))]
+        raise TypeError(
+            f"{error}; what BoostedLowRankOptimizer does not know goes to the base"
+            + (f". Say {' and '.join(meant)}" if meant else "")
+        ) from error
+
+
+def _meant(name: str) -> str | None:
+    """Return the argument of ours that a word stands for, or is a misspelling of."""
+    near = difflib.get_close_matches(name, [f.name for f in fields(Settings)], 1, 0.8)
+    return _MEANT.get(name) or (near[0] if near else None)
 
 
 def _refuse(optimizer_class: type) -> None:

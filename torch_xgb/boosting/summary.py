@@ -128,7 +128,7 @@ class Summary:
         yield "boosters", ""
         yield from ((f"  {name}", value) for name, value in self.told.items())
         yield "memory beside the model", _size(sum(self.memory.values()))
-        yield from ((f"  {name}", _size(held)) for name, held in self.memory.items())
+        yield from ((f"  {name}", _size(held)) for name, held in self.memory.items() if held)
         if self.most_residual:
             yield "  residuals, at most", _size(self.most_residual)
 

@@ -46,6 +46,7 @@ def command(
         **more: For its parser.
     """
     parser = commands.add_parser(name, help=text, description=run.__doc__, **more)
+    parser.set_defaults(usage_error=parser.error, flags=parser._option_string_actions)
     parser.add_argument(
         "--json", action="store_true", default=False, help="say it in JSON, on stdout"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -27,7 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 1 and one line if it failed, with 2 if it was not understood. If the
             variable TORCH_XGB_TRACEBACK is set, a failure is raised as it is.
     """
-    options = parser().parse_args(argv)
+    options, unknown = parser().parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], options.flags, 1)
+        meant = f"; is {near[0]} meant?" if near else ""
+        options.usage_error(f"there is no {' '.join(unknown)}{meant}")
     try:
         with redirect_stdout(sys.stderr):  # where other libraries' words belong
             answer = options.run_command(options)

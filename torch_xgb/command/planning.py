@@ -23,7 +23,8 @@ _RESIDUAL = (
 
 def add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    planned = command(commands, "plan", _plan, "predict a step's memory and FLOPs")
+    usage, text = "%(prog)s MODEL [options]", "predict a step's memory and FLOPs"
+    planned = command(commands, "plan", _plan, text, usage=usage)
     planned.add_argument(
         "model", metavar="MODEL", help=f"a folder with a config.json, or one of {', '.join(KNOWN)}"
     )
@@ -35,10 +36,15 @@ def add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--checkpointing", action="store_true", help="recompute each block in backward")
     add("--card", type=float, metavar="GIB", help="say what fits a card of so many GiB")
     add("--r", type=int, default=1, help="the boosters' rank (default: 1)")
-    add("--layers", type=int, help="blocks a booster draws (default: a third)")
+    drawn = "blocks a booster draws: a number, or a share such as 0.25 (default: a third)"
+    add("--layers-per-booster", "--layers", type=_count_or_share, metavar="L", help=drawn)
     add("--lora-r", type=int, default=8, help="the rank of the LoRA beside it (default: 8)")
     add("--merge-precision", default="auto", help="of 16-bit weights (default: auto)")
     add("--residual-device", help="'cpu' takes the residual off the card")
+
+
+def _count_or_share(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
 
 
 def _plan(options: argparse.Namespace) -> Answer:
@@ -51,7 +57,7 @@ def _plan(options: argparse.Namespace) -> Answer:
         checkpointing=options.checkpointing,
         card=options.card,
         r=options.r,
-        layers_per_booster=options.layers,
+        layers_per_booster=options.layers_per_booster,
         lora_r=options.lora_r,
         merge_precision=options.merge_precision,
         residual_device=options.residual_device,

@@ -36,10 +36,10 @@ def add_finetune(commands: Commands[argparse.ArgumentParser]) -> None:
         "finetune",
         _finetune,
         "train a model on rows of data",
+        usage="%(prog)s --task TASK --model MODEL --train FILE --out FOLDER [options]",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
     )
-    parser.set_defaults(usage_error=parser.error)
     config = "options by name, .json or .yaml; flags go before"
     parser.add_argument("--config", type=Path, metavar="FILE", help=config)
     run = parser.add_argument_group("the run")

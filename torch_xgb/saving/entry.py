@@ -212,7 +212,8 @@ def _compare(saved: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     if differing := differences(theirs, here):
         details = "; ".join(f"{k}: saved {theirs.get(k)!r}, here {here[k]!r}" for k in differing)
         raise ValueError(
-            f"the state was saved with another configuration or model: {details[:2000]}"
+            f"the state was saved with another configuration or model: {details[:2000]}. To go on, "
+            "build the optimizer as it was then; to begin anew, load the model's weights alone"
         )
 
 

@@ -69,7 +69,7 @@ def _modules(model: nn.Module) -> Iterator[Obstacle]:
     yield (
         (name for name, m in named if type(m).__module__.split(".")[0] == "peft"),
         "carries PEFT adapters",
-        "merge them first: model = peft_model.merge_and_unload()",
+        "leave get_peft_model() out; or merge what is trained, model = model.merge_and_unload()",
     )
     others = [(n, m) for n, m in named if is_quantised(m) and not is_quantised_linear(m)]
     early = [n for n, m in others if isinstance(m, nn.Linear) and _is_bitsandbytes(m)]

@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
-from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_xgb import BoostedLowRankOptimizer
-from torch_xgb.weights.dtensors import whole
+from torch_xgb.saving.one_piece import gathered
 
 from .unwrapping import find_boosted
 
@@ -83,17 +82,9 @@ class _Whole:
 
     def state_dict(self) -> dict[str, Any]:
         """Gather; every process must call it."""
-        gathered: dict[str, Any] = _gathered(self.optimizer.state_dict())
-        return gathered
+        state: dict[str, Any] = gathered(self.optimizer.state_dict())
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take this process's part."""
         self.optimizer.load_state_dict(state_dict)
-
-
-def _gathered(state: Any) -> Any:  # noqa: ANN401
-    if isinstance(state, Tensor):
-        return whole(state)
-    if isinstance(state, dict):
-        return {key: _gathered(value) for key, value in state.items()}
-    return [_gathered(value) for value in state] if isinstance(state, list) else state

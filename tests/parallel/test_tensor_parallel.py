@@ -220,8 +220,12 @@ def all_cases() -> dict[str, Any]:
 
 
 def everything(folder: str) -> dict[str, Any]:
-    found = {"trained": all_cases(), "resumed": resumed(folder)}
-    return {**found, "merged": merged(), "said": refused()}
+    found = {"trained": all_cases(), "resumed": resumed(folder), "kept": kept(folder)}
+    return {**found, "merged": merged(), "said": refused(), "folder": folder}
+
+
+def alone_too(folder: str) -> dict[str, Any]:
+    return {"trained": all_cases(), "kept": taken_up(folder)}
 
 
 def resumed(folder: str) -> Any:
@@ -244,6 +248,54 @@ def resumed(folder: str) -> Any:
     model.load_state_dict(weights)
     optimizer.load_state_dict(torch.load(own, weights_only=False))
     return straight, train(model, optimizer, share, batches[2:])
+
+
+class Both:
+    """What a script may hand to torch.distributed.checkpoint: a class of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.model = made(dtype)
+        if distributed.get_world_size() > 1:
+            cut(self.model, init_device_mesh("cpu", (distributed.get_world_size(),)))
+        settings = {"kappa": 3, "carry": 0.9, "modules_to_save": ["head"], "r": 2}
+        self.optimizer = BoostedLowRankOptimizer(AdamW, self.model, **SETTINGS | settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def on(self, batches: list[Tensor]) -> Any:
+        trained = train(self.model, self.optimizer, (0, 1), batches)
+        weights = {name: full(p) for name, p in self.optimizer.finalize().named_parameters()}
+        return trained, weights
+
+
+def kept(folder: str) -> Any:
+    """Save by torch.distributed.checkpoint inside the second booster, and go on; and resume."""
+    found, batches = [], data(6)
+    for dtype in (torch.float64, torch.bfloat16):
+        run = Both(dtype)
+        train(run.model, run.optimizer, (0, 1), batches[:4])
+        path = Path(folder, str(dtype))
+        checkpoint.save({"run": run}, checkpoint_id=path)
+        given = {"model": run.model, "optimizer": run.optimizer}
+        checkpoint.save(given, checkpoint_id=path / "given")
+        found.append(run.on(batches[4:]))
+        again = Both(dtype)
+        given = {"model": again.model, "optimizer": again.optimizer}
+        checkpoint.load(given, checkpoint_id=path / "given")
+        found.append(again.on(batches[4:]))
+    return found
+
+
+def taken_up(folder: str) -> Any:
+    """Resume in other processes than have saved."""
+    run = Both(torch.float64)
+    checkpoint.load({"run": run}, checkpoint_id=Path(folder, "torch.float64"))
+    return run.on(data(6)[4:])
 
 
 def merged() -> list[bool]:
@@ -318,14 +370,14 @@ def four(tmp_path_factory: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: Any) -> dict[str, Any]:
-    (found,) = run_once(tmp_path_factory, all_cases, 1)
+def alone(tmp_path_factory: Any, four: Any) -> dict[str, Any]:
+    (found,) = run_once(tmp_path_factory, alone_too, 1, four[0]["folder"])
     return found
 
 
 @pytest.mark.parametrize("name", [*CASES, *SINGLE])
 def test_parts_do_what_whole_weights_do(name: str, four: Any, alone: Any) -> None:
-    wanted, within = alone[name], 1e-9 if name in CASES else 1e-5
+    wanted, within = alone["trained"][name], 1e-9 if name in CASES else 1e-5
     assert wanted["moved"] > 1000 * within
     for found in (process["trained"][name] for process in four):
         assert found["sent"] == 0
@@ -340,6 +392,21 @@ def test_parts_do_what_whole_weights_do(name: str, four: Any, alone: Any) -> Non
 def test_resume_inside_a_booster_is_bitwise(four: Any) -> None:
     for straight, again in (process["resumed"] for process in four):
         assert straight == again
+
+
+def test_a_distributed_checkpoint_is_resumed_bitwise_and_by_fewer_processes(
+    four: Any, alone: Any
+) -> None:
+    for exact, again, low, low_again in (process["kept"] for process in four):
+        for (trained, weights), (others, found) in ((exact, again), (low, low_again)):
+            assert trained == others
+            assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    trained, weights = four[0]["kept"][0]
+    others, found = alone["kept"]
+    for one, other in zip(trained, others, strict=True):
+        assert one == pytest.approx(other, abs=1e-9)
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-9, rtol=0)
 
 
 def test_parts_are_rounded_as_wholes_are(four: Any) -> None:

@@ -15,6 +15,13 @@ from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.saving.entry import ENTRY, find
+from torch_xgb.saving.one_piece import (
+    blank,
+    in_one_piece,
+    is_being_read,
+    is_being_written,
+    taken_apart,
+)
 from torch_xgb.saving.seal import check_seal, seal
 from torch_xgb.settings import Contract
 
@@ -32,6 +39,8 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     base = wrapped.optimizer
     boosting.pace.complete()
     _refuse_getters()
+    if is_being_read():
+        return blank()
     boosting.settle(base)
     entry = {
         "settings": boosting.told(base, Contract.RUN),
@@ -40,7 +49,8 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
         **({"run": None, "tip": None} if boosting.writer is None else boosting.writer.bookmark),
     }
     state = copy.deepcopy(base.state_dict())
-    return {**state, ENTRY: {**entry, "seal": seal(state, entry)}}
+    saved = {**state, ENTRY: {**entry, "seal": seal(state, entry)}}
+    return in_one_piece(saved) if is_being_written() else saved
 
 
 def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) -> None:
@@ -52,6 +62,7 @@ def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) 
         RuntimeError: If it does not belong to the model's weights, or to the ledger. Whatever is
             raised, nothing is changed.
     """
+    state_dict = taken_apart(state_dict)
     saved, base = find(state_dict), wrapped.optimizer
     of_base = {key: one for key, one in state_dict.items() if key != ENTRY}
     boosting.entry.compare(saved, boosting.told(base, Contract.RUN))
@@ -92,8 +103,9 @@ def _refuse_getters() -> None:
         ).startswith("torch.distributed.checkpoint"):
             raise RuntimeError(
                 "get_state_dict and get_optimizer_state_dict name an optimizer's state by "
-                "Parameters and would leave the booster out. Take get_model_state_dict(model) for "
-                "the weights and save optimizer.state_dict() itself, as it is; load it by "
+                "Parameters and would leave the booster out. Give torch.distributed.checkpoint's "
+                'save and load {"model": model, "optimizer": optimizer}, or save '
+                "optimizer.state_dict() itself, as it is, and load it by "
                 "optimizer.load_state_dict(). See docs/how-to/distributed.md, Checkpoints"
             )
         if frame.f_back is None:

@@ -95,7 +95,8 @@ def _broken(what: str) -> str:
     return (
         f"the state is not what was saved: {what}. It was damaged, or somebody wrote to its "
         "tensors: take another checkpoint. Of a state that was changed on purpose, remove "
-        "state['booster']['seal']"
+        "state['booster']['seal']. If torch.distributed.checkpoint wrote or read it, give that "
+        'the optimizer itself, {"optimizer": optimizer}: of its state it leaves out a part'
     )
 
 

@@ -248,19 +248,3 @@ def test_saved_modules_keep_their_state(base: str, kappa: int | None) -> None:
         torch.tensor(losses), torch.tensor(truth.losses), rtol=1e-9, atol=1e-9
     )
     torch.testing.assert_close(as_matrices(model), truth.merged[-1], rtol=1e-9, atol=1e-9)
-
-
-def test_refuses_lbfgs() -> None:
-    model = stack()
-    before = anatomy(model)
-    with pytest.raises((TypeError, ValueError), match="LBFGS"):
-        BoostedLowRankOptimizer(torch.optim.LBFGS, model)
-    assert anatomy(model) == before
-
-
-def test_refuses_sparse_adam() -> None:
-    model = stack()
-    before = anatomy(model)
-    with pytest.raises((TypeError, ValueError), match="SparseAdam"):
-        BoostedLowRankOptimizer(torch.optim.SparseAdam, model)
-    assert anatomy(model) == before

@@ -27,7 +27,7 @@ def build(
 def refuses(
     model: nn.Module,
     build_: Callable[[], Any],
-    error: type[Exception] | tuple[type[Exception], ...],
+    error: type[Exception],
     match: str,
 ) -> None:
     """The constructor raises, and model, gradients and requires_grad are as they were."""
@@ -47,9 +47,9 @@ def refuses(
             assert p.grad is not None and bool((p.grad == 1).all())
 
 
-TYPE, VALUE, EITHER = TypeError, ValueError, (TypeError, ValueError)
+TYPE, VALUE = TypeError, ValueError
 
-# Argument, value given, error. EITHER where the contract's type is not served by this release.
+# Argument, value given, error.
 BAD: list[tuple[str, Any, Any]] = [
     ("r", 0, VALUE),
     ("r", -1, VALUE),
@@ -73,7 +73,7 @@ BAD: list[tuple[str, Any, Any]] = [
     ("kappa", [8, 4], VALUE),
     ("kappa", [0, 4], VALUE),
     ("kappa", lambda t: 0, VALUE),
-    ("kappa", object(), EITHER),
+    ("kappa", object(), TYPE),
     ("layers_per_booster", 0, VALUE),
     ("layers_per_booster", -1, VALUE),
     ("layers_per_booster", 0.0, VALUE),
@@ -109,7 +109,7 @@ BAD: list[tuple[str, Any, Any]] = [
     ("lora_dropout", 1.0, VALUE),
     ("lora_dropout", NAN, VALUE),
     ("adapter", "dora", VALUE),
-    ("adapter", 1, EITHER),
+    ("adapter", 1, VALUE),
     ("shrinkage", "1", TYPE),
     ("shrinkage", None, TYPE),
     ("shrinkage", True, TYPE),
@@ -135,13 +135,13 @@ BAD: list[tuple[str, Any, Any]] = [
     ("layer_sampler", None, TYPE),
     ("layer_sampler", lambda *_: [99], VALUE),
     ("merge_precision", "exact", VALUE),
-    ("merge_precision", None, EITHER),
-    ("merge_precision", 16, EITHER),
-    ("residual_device", "nowhere", (TypeError, ValueError, RuntimeError)),
+    ("merge_precision", None, VALUE),
+    ("merge_precision", 16, VALUE),
+    ("residual_device", "nowhere", VALUE),
     ("nonfinite", "ignore", VALUE),
-    ("nonfinite", True, EITHER),
+    ("nonfinite", True, VALUE),
     ("unused", "ignore", VALUE),
-    ("unused", None, EITHER),
+    ("unused", None, VALUE),
     ("record", False, TYPE),
     ("record", 3, TYPE),
     ("seed", 1.0, TYPE),
@@ -199,27 +199,24 @@ def test_message_lists_what_is_allowed(argument: str, allowed: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "optimizer_class",
+    ("optimizer_class", "match"),
     [
-        None,
-        "AdamW",
-        3,
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
-        lambda params, lr: "no optimizer",
-        lambda params, lr: None,
-        nn.Linear,
+        (None, "must be an optimizer's class .*got None"),
+        ("AdamW", "must be an optimizer's class .*got 'AdamW'"),
+        (3, "must be an optimizer's class .*got 3"),
+        (
+            torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+            r"got SGD\(…\), made already: pass SGD itself$",
+        ),
+        (lambda params, lr: "no optimizer", "must make a torch.optim.Optimizer, got str"),
+        (lambda params, lr: None, "must make a torch.optim.Optimizer, got NoneType"),
+        (nn.Linear, "argument 'lr'"),
     ],
     ids=["none", "name", "number", "instance", "answers-a-string", "answers-none", "a-module"],
 )
-def test_bad_optimizer_class(optimizer_class: Any) -> None:
+def test_bad_optimizer_class(optimizer_class: Any, match: str) -> None:
     model = stack()
-    refuses(model, lambda: build(model, optimizer_class), (TypeError, ValueError), r"\w+ \w+")
-
-
-def test_instance_of_an_optimizer_is_told_from_its_class() -> None:
-    instance = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(TypeError, match=r"got SGD\(…\), made already: pass SGD itself$"):
-        build(stack(), instance)
+    refuses(model, lambda: build(model, optimizer_class), TypeError, match)
 
 
 def test_base_that_drops_parameters() -> None:
@@ -229,26 +226,22 @@ def test_base_that_drops_parameters() -> None:
     def partial(params: Any, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(params[0]["params"][:1], lr=lr)
 
-    refuses(model, lambda: build(model, partial), (TypeError, ValueError), "SGD")
+    refuses(model, lambda: build(model, partial), ValueError, "SGD rearranges its param_groups")
 
 
-@pytest.mark.parametrize("base", [torch.optim.LBFGS, torch.optim.SparseAdam])
-def test_refused_base_gives_its_reason(base: Any) -> None:
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        (torch.optim.LBFGS, "it evaluates the model several times a step"),
+        (torch.optim.SparseAdam, "the factors' gradients are dense"),
+    ],
+)
+def test_refused_base_gives_its_reason(base: Any, reason: str) -> None:
+    """Given as it is, or made by a callable."""
     model = stack()
-    refuses(
-        model, lambda: build(model, base), (TypeError, ValueError), rf"{base.__name__}.*\w+ \w+ \w+"
-    )
-
-
-@pytest.mark.parametrize("base", [torch.optim.LBFGS, torch.optim.SparseAdam])
-def test_refused_base_from_a_callable(base: Any) -> None:
-    model = stack()
-    refuses(
-        model,
-        lambda: build(model, lambda params, lr: base(params, lr=lr)),
-        (TypeError, ValueError),
-        base.__name__,
-    )
+    said = f"{base.__name__} cannot train boosters: {reason}"
+    refuses(model, lambda: build(model, base), ValueError, said)
+    refuses(model, lambda: build(model, lambda params, lr: base(params, lr=lr)), ValueError, said)
 
 
 @pytest.mark.parametrize(
@@ -389,8 +382,8 @@ def test_sampler_that_answers_wrongly(answer: Any) -> None:
     refuses(
         model,
         lambda: build(model, layers_per_booster=2, layer_sampler=lambda *_: answer),
-        (TypeError, ValueError),
-        "layer_sampler|sampler",
+        ValueError,
+        "layer_sampler must return 2 distinct integers",
     )
 
 
@@ -411,7 +404,7 @@ def test_shrinkage_that_answers_wrongly(alpha: Any) -> None:
     optimizer = build(model, kappa=None, shrinkage=lambda t: alpha if t else 1.0)
     train(model, optimizer, batches(2))
     before = values(model)
-    with pytest.raises((TypeError, ValueError), match="shrinkage"):
+    with pytest.raises(TypeError if alpha is None else ValueError, match="shrinkage must be"):
         optimizer.merge()
     assert same_values(model, before)
     assert (optimizer.booster_index, optimizer.booster_step) == (0, 2)

@@ -204,7 +204,9 @@ def test_batch_and_length_are_those_of_the_inputs() -> None:
 @pytest.mark.parametrize("name", ["r", "lora_r", "card"])
 @pytest.mark.parametrize("value", [0, -3, float("nan")])
 def test_numbers_out_of_range(name: str, value: float) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+    with pytest.raises(
+        TypeError if name != "card" and value != value else ValueError, match=f"{name} must be"
+    ):
         plan(config(2), **{name: value})  # type: ignore[arg-type]
 
 

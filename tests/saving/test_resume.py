@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from anatomy import anatomy, same, same_values, values
@@ -297,7 +298,7 @@ def refuses(
     model: nn.Module,
     optimizer: BoostedLowRankOptimizer,
     state: Any,
-    error: type[Exception] | tuple[type[Exception], ...],
+    error: type[Exception],
     match: str,
 ) -> None:
     """The load raises, and everything is as before: structure, weights and state."""
@@ -319,10 +320,10 @@ def test_wrong_weights(dtype: torch.dtype, steps: int) -> None:
     other = stack(dtype=dtype, seed=1)
     its_optimizer = boosted(other)
     train(other, its_optimizer, batches(1, dtype))
-    words = r"(?i)weights"
-    refuses(other, its_optimizer, state, (RuntimeError, ValueError), words)
+    said = "does not belong to the model's weights"
+    refuses(other, its_optimizer, state, RuntimeError, said)
     train(model, optimizer, batches(4, dtype))
-    refuses(model, optimizer, state, (RuntimeError, ValueError), words)
+    refuses(model, optimizer, state, RuntimeError, said)
 
 
 def test_one_wrong_weight_is_enough() -> None:
@@ -348,7 +349,7 @@ def test_one_wrong_weight_is_enough() -> None:
             other = stack(seed=1)
             its_optimizer = boosted(other, layers_per_booster=1)
             other.load_state_dict(spoiled[0])
-            with pytest.raises((RuntimeError, ValueError), match=name):
+            with pytest.raises(RuntimeError, match=f"does not belong.*{name}"):
                 its_optimizer.load_state_dict(spoiled[1])
 
 
@@ -360,7 +361,7 @@ def test_weights_in_another_dtype() -> None:
     other = stack(dtype=torch.bfloat16)
     its_optimizer = boosted(other)
     other.load_state_dict(checkpoint[0])
-    refuses(other, its_optimizer, checkpoint[1], (RuntimeError, ValueError), r"(?i)dtype")
+    refuses(other, its_optimizer, checkpoint[1], RuntimeError, "in the same dtype")
 
 
 OTHER: dict[str, tuple[dict[str, Any], str]] = {
@@ -401,18 +402,15 @@ def test_other_model() -> None:
         refuses(other, its_optimizer, state, ValueError, "(?i)target|layer")
 
 
-@pytest.mark.parametrize("state", [{}, {"state": {}, "param_groups": []}])
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"state": {}, "param_groups": []}, AdamW(stack().parameters()).state_dict()],
+    ids=["empty", "of no parameters", "of the bare base"],
+)
 def test_not_a_state_of_ours(state: dict[str, Any]) -> None:
     model = stack()
     optimizer = boosted(model)
-    refuses(model, optimizer, state, ValueError, "BoostedLowRankOptimizer")
-
-
-def test_state_of_the_bare_base() -> None:
-    model = stack()
-    state = torch.optim.AdamW(model.parameters()).state_dict()
-    optimizer = boosted(model)
-    refuses(model, optimizer, state, ValueError, "BoostedLowRankOptimizer")
+    refuses(model, optimizer, state, ValueError, "not a state of BoostedLowRankOptimizer")
 
 
 def test_a_state_cut_short() -> None:
@@ -422,7 +420,7 @@ def test_a_state_cut_short() -> None:
     train(model, optimizer, batches(4))
     state = through_a_file(optimizer.state_dict())
     state["param_groups"][0]["params"].pop()
-    refuses(model, optimizer, state, (ValueError, RuntimeError), "group")
+    refuses(model, optimizer, state, ValueError, "group")
 
 
 def test_weights_loaded_alone_begin_the_booster_over() -> None:

@@ -277,7 +277,7 @@ def test_wrong_draw_later_changes_nothing(answer: Any) -> None:
     )
     train(model, optimizer, batches(2))
     before = values(model)
-    with pytest.raises((TypeError, ValueError), match="layer_sampler"):
+    with pytest.raises(ValueError, match="layer_sampler must return 1 distinct"):
         optimizer.merge()
     assert same_values(model, before)
     assert (optimizer.booster_index, optimizer.booster_step) == (0, 2)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.ledger.header import ChainHeader, WeightFacts
 from torch_xgb.ledger.records import BoosterRecord
+from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer, writer
 from torch_xgb.settings import Settings
 from torch_xgb.targets.layers import Layer, Target
@@ -26,6 +28,11 @@ from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.weight import Weight
 
 Weights = dict[str, Tensor]
+PLACES = pytest.mark.parametrize("place", ["memory", "folder"])  # that a ledger is kept in
+
+
+def where(place: str, tmp_path: Path) -> bool | Path:
+    return True if place == "memory" else tmp_path / "run"
 
 
 def bert(dtype: torch.dtype = torch.float32, labels: int = 3, seed: int = 0) -> nn.Module:
@@ -65,6 +72,21 @@ def weights_of(model: nn.Module) -> Weights:
 
 def same(a: Weights, b: Weights) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_record(a: BoosterRecord, b: BoosterRecord) -> bool:
+    plain = ("booster_index", "layers", "steps", "rank", "update_norm")
+    return (
+        all(getattr(a, name) == getattr(b, name) for name in plain)
+        and a.updates.keys() == b.updates.keys()
+        and all(
+            torch.equal(a.updates[n][0], b.updates[n][0])
+            and torch.equal(a.updates[n][1], b.updates[n][1])
+            and a.updates[n][2] == b.updates[n][2]
+            for n in a.updates
+        )
+        and same(dict(a.saved), dict(b.saved))
+    )
 
 
 @torch.no_grad()
@@ -110,6 +132,11 @@ class Run:
     @property
     def chain(self) -> Chain:
         return self.writer.chain
+
+    @property
+    def bookmark(self) -> Bookmark:
+        """What a checkpoint taken now would say of the ledger."""
+        return Bookmark(len(self.chain), 0, **self.writer.bookmark)
 
     @torch.no_grad()
     def boost(self, count: int = 1, observe: Callable[[int], None] = lambda t: None) -> None:

@@ -225,9 +225,7 @@ def test_bypassed_projection_is_not_chosen() -> None:
 def test_bypassed_projection_by_name_is_an_error_with_its_name() -> None:
     model = Encoder().double()
     x = torch.randn(8, 4, WIDTH, dtype=torch.float64)
-    with pytest.raises(
-        (ValueError, RuntimeError), match=r"encoder\.layers\.\d\.self_attn\.out_proj"
-    ):
+    with pytest.raises(RuntimeError, match=r"encoder\.layers\.\d\.self_attn\.out_proj"):
         optimizer = boosted(model, target_modules=["out_proj", "linear1"])
         model(x).sum().backward()
         optimizer.step()
@@ -346,7 +344,7 @@ def test_falcon_is_adapted_as_peft_adapts_it() -> None:
 
 def test_a_lazy_linear_is_no_target() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(4))
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(ValueError, match="uninitialized parameter"):
         boosted(model, target_modules=["1"])
 
 

@@ -296,7 +296,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "support")!r}]
 import os, signal, torch
-from tests.ledger.test_ledger import *
+from tests.ledger.test_recorded import *
 model = bert(); optimizer = boosted(model, Path({str(tmp_path / "run")!r}), kappa=1)
 train(model, optimizer, range(5))
 torch.save([model.state_dict(), optimizer.state_dict()], {str(tmp_path / "checkpoint.pt")!r})

@@ -116,6 +116,15 @@ def t5_targets() -> list[list[str]]:
     return [encoder] * 2 + [[*own, *cross, *(f"layer.2.{name}" for name in wi_wo)]] * 3
 
 
+GPT2 = {
+    "n_embd": 16,
+    "n_layer": 3,
+    "n_head": 2,
+    "vocab_size": 40,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GPT2_TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 VIT = [*(f"attention.{n}_proj" for n in "qkvo"), "mlp.fc1", "mlp.fc2"]
 OPT = [*ATTENTION, "self_attn.out_proj", "fc1", "fc2"]
@@ -160,33 +169,12 @@ ZOO: dict[str, Species] = {
         ["classifier"],
     ),
     "gpt2": Species(
-        lambda: hf.GPT2LMHeadModel(
-            hf.GPT2Config(
-                n_embd=16,
-                n_layer=3,
-                n_head=2,
-                vocab_size=40,
-                n_positions=32,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        ),
+        lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
         numbered("transformer.h"),
         GPT2_TARGETS,
     ),
     "gpt2-classification": Species(
-        lambda: hf.GPT2ForSequenceClassification(
-            hf.GPT2Config(
-                n_embd=16,
-                n_layer=3,
-                n_head=2,
-                vocab_size=40,
-                n_positions=32,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=0,
-            )
-        ),
+        lambda: hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, pad_token_id=0)),
         numbered("transformer.h"),
         GPT2_TARGETS,
         sentences,

@@ -8,9 +8,9 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from anatomy import anatomy, same_values, values
+from recording import bert, gpt2
 from tiny import CLASSES, WIDTH, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
 from training import train
@@ -21,31 +21,6 @@ PARTS = ["query", "key", "value", "out", "up", "down"]
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
     settings.setdefault("lora_alpha", None)
     return BoostedLowRankOptimizer(torch.optim.SGD, model, lr=0.1, **settings)
-
-
-def bert() -> BertForSequenceClassification:
-    config = BertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        vocab_size=40,
-        max_position_embeddings=16,
-    )
-    return BertForSequenceClassification(config)
-
-
-def gpt2() -> GPT2LMHeadModel:
-    config = GPT2Config(
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        vocab_size=40,
-        n_positions=16,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return GPT2LMHeadModel(config)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
@@ -383,7 +358,7 @@ def test_output_embedding_of_a_model_without_blocks_is_excluded() -> None:
 def test_untied_output_embedding_of_transformers_is_excluded() -> None:
     config = gpt2().config
     config.tie_word_embeddings = False
-    assert not any("lm_head" in name for name in boosted(GPT2LMHeadModel(config)).targets)
+    assert not any("lm_head" in name for name in boosted(hf.GPT2LMHeadModel(config)).targets)
 
 
 def test_output_embedding_by_name_is_refused() -> None:
@@ -398,7 +373,7 @@ def test_output_embedding_by_name_is_refused() -> None:
 def test_untied_output_embedding_by_name_is_a_layer() -> None:
     config = gpt2().config
     config.tie_word_embeddings = False
-    optimizer = boosted(GPT2LMHeadModel(config), target_modules=["lm_head", "c_attn"])
+    optimizer = boosted(hf.GPT2LMHeadModel(config), target_modules=["lm_head", "c_attn"])
     assert optimizer.targets["lm_head"] == "lm_head"
 
 

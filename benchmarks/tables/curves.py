@@ -76,9 +76,11 @@ def scatter(
     """Draw a point a method, named in the legend."""
     figure, axes = _figure()
     for i, point in enumerate(points):
-        style = {"fmt": "os^Dv"[i % 5], "color": f"C{i % 10}", "label": point.label}
+        marker = "os^DvPX"[i % 7]  # as many as have no factor in common with the ten colours
+        style = {"fmt": marker, "color": f"C{i % 10}", "label": point.label}
         axes.errorbar(point.x, point.y, point.error, capsize=3, ms=5, **style)
-    axes.legend(fontsize=8)
+    figure.set_figwidth(8.4)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside what it would hide
     if logarithmic:
         axes.set_xscale("log")
     axes.margins(x=0.1, y=0.1)

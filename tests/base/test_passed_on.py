@@ -162,8 +162,11 @@ def test_what_nobody_has_and_private_state_stay_hidden(name: str) -> None:
     optimizer = boosted(stack(), AdamW, fused=True)  # which scales gradients in its own step
     optimizer.base._hidden = 1  # type: ignore[attr-defined]
     assert not hasattr(optimizer, name)
-    with pytest.raises(AttributeError, match=name):
+    with pytest.raises(AttributeError, match=f"BoostedLowRankOptimizer has no attribute '{name}'"):
         getattr(optimizer, name)
+    with pytest.raises(AttributeError, match="nor has its base, AdamW") as raised:
+        optimizer.finalise()
+    assert raised.value.obj is optimizer and raised.value.name == "finalise"  # for Python's hint
 
 
 def test_copies_and_pickles() -> None:

@@ -141,7 +141,15 @@ def passed_on(optimizer: Optimizer, name: str) -> Any:  # noqa: ANN401
             "and merges at the last: give step() a closure, or call optimizer.base's method "
             "knowing that it does not count"
         )
-    return getattr(base, name)
+    try:
+        return getattr(base, name)
+    except AttributeError:
+        raise AttributeError(
+            f"BoostedLowRankOptimizer has no attribute {name!r}, nor has its base, "
+            f"{type(base).__name__}",
+            name=name,
+            obj=optimizer,  # of whose names Python's traceback tells the nearest
+        ) from None
 
 
 def _build(

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.accumulator import Accumulator, require_passing
 from torch_xgb.boosters.beside import Beside
+from torch_xgb.boosters.compilers import Tracing, take_note
 from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.cut import cut_of
 from torch_xgb.boosters.forms import Form, Update
@@ -23,33 +24,7 @@ from torch_xgb.targets.layers import Target
 from torch_xgb.weights.product import Product
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Adapter", "Tracing"]
-
-
-class Tracing:
-    """Whether a compiler has traced an adapter, shared by all of a model's adapters."""
-
-    def __init__(self) -> None:
-        self._before = _traced[0]
-
-    def __reduce__(self) -> tuple[type[Tracing], tuple[()]]:
-        """Begin anew in a copy, which nobody has traced."""
-        return Tracing, ()
-
-    @property
-    def seen(self) -> bool:
-        """Whether one was traced since this was made: of this model, or of another one."""
-        return _traced[0] != self._before
-
-
-_traced = [0]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _take_note() -> int:
-    """Take note of being traced: called then and there, and no part of what is traced."""
-    _traced[0] += 1
-    return 0
+__all__ = ["Adapter"]
 
 
 class Adapter:
@@ -208,7 +183,7 @@ class Adapter:
         if self.bound is None:
             return y
         if torch.compiler.is_compiling():
-            _take_note()
+            take_note()
         pair = self._standing_in(module)
         if pair is None:
             return y
@@ -230,7 +205,7 @@ class Adapter:
         if self.bound is None:
             return
         if torch.compiler.is_compiling():
-            _take_note()
+            take_note()
         pair = self._standing_in(module)
         if pair is None:
             return

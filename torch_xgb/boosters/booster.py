@@ -8,7 +8,6 @@ buckets, optimizer state) keeps the same ones from the first booster to the last
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_xgb.boosters.accumulator import Custody, accumulator_of
-from torch_xgb.boosters.adapter import Adapter, Tracing
+from torch_xgb.boosters.adapter import Adapter
+from torch_xgb.boosters.compilers import Compilers, Tracing
 from torch_xgb.boosters.forms import Form
 from torch_xgb.boosters.freeze import Freeze
 from torch_xgb.boosters.owner import Owner, claimed
@@ -29,7 +29,6 @@ from torch_xgb.boosters.slots import Lent, Slots
 from torch_xgb.checks import positive_integer, probability
 from torch_xgb.formulas.lowrank import kaiming_bound
 from torch_xgb.formulas.streams import by
-from torch_xgb.targets.compiled import is_compiled
 from torch_xgb.targets.layers import Layer
 from torch_xgb.weights.own import require_own
 from torch_xgb.weights.transfers import sent
@@ -71,18 +70,18 @@ class Booster:
         self.slots = Slots(self.layers, self.num_layers, partial(self.form.shapes, r=self.r))
         # Held here as well: whoever wraps the model may register something else in their places.
         self.factors: list[nn.Parameter] = list(self.slots.parameters())
-        self.tracing = Tracing()
+        tracing = Tracing()
         self.adapters = [
-            [Adapter(target, self.form, self.dropout, self.tracing) for target in layer.targets]
+            [Adapter(target, self.form, self.dropout, tracing) for target in layer.targets]
             for layer in self.layers
         ]
+        self.compilers = Compilers(tracing, self.every_adapter)
         self.owner = Owner()
         self.custody = Custody(self.owner)
         self._accumulate()
         self.freeze = Freeze(self.owner, self.factors)
         self.readers = Readers(self.every_adapter)
         self._reach = Reach(self.factors)
-        self._static = False
         self._ties = False
 
     @property
@@ -142,9 +141,7 @@ class Booster:
         self.readers.attach(model)
         if self.partial:
             self._reach.attach(model)
-        if "torch._dynamo" in sys.modules and not self.freeze.tells:
-            torch.compiler.reset()  # what it traced of the model knows nothing of hooks
-        self.look_for_compilers()
+        self.compilers.attach(model, guarded=self.freeze.tells)
 
     def reclaim(self) -> None:
         """Move the factors in again, if sharding the model has put others in their places.
@@ -198,8 +195,7 @@ class Booster:
         self.readers.detach()
         self._reach.detach()
         claimed().pop(self.model, None)
-        if self.tracing.seen or self._static:
-            torch.compiler.reset()
+        self.compilers.detach()
 
     def lots(
         self, drawn: Iterable[int], values: Sequence[Tensor] | None = None
@@ -218,11 +214,10 @@ class Booster:
 
     def bind(self, drawn: list[int], r: int, s: float) -> None:
         """Lend the slots to the drawn layers, in order, for boosters of rank r and scaling s."""
-        if self.tracing.seen:
-            self._hook_for_good()
+        self.compilers.before_bind()
         for adapter in self.active:
             adapter.give_back()
-            if not self._static:
+            if not self.compilers.served:
                 adapter.unhook()
         self.drawn = drawn
         self.named = []
@@ -289,22 +284,3 @@ class Booster:
     def _home(self) -> nn.Module:
         targets = [target for layer in self.layers for target in layer.targets]
         return next((t for t in targets if not t.weight.bare), targets[0]).modules[0]
-
-    def look_for_compilers(self) -> None:
-        """Be ready for a compiler that is at work somewhere in the model, or has been."""
-        if self.tracing.seen or is_compiled(self.model):
-            self._hook_for_good()
-
-    def _hook_for_good(self) -> None:
-        """Hook every adapter, bound or not.
-
-        Dynamo ignores hooks registered after it has traced a module, and shares what it traced
-        among blocks of one class (skip_nnmodule_hook_guards); but it guards on what a traced hook
-        reads, here ``bound``.
-        """
-        if self._static:
-            return
-        self._static = True
-        for adapter in self.every_adapter:
-            adapter.hook()
-        torch.compiler.reset()

@@ -218,7 +218,7 @@ class Sharding:
         if torch.compiler.is_compiling():
             return
         refuse_fsdp1(self.model, without=False)
-        self.booster.look_for_compilers()
+        self.booster.compilers.look(self.model)
         self._join(self._replicas.active())
         if self._is_shared_out():
             self._adopt()

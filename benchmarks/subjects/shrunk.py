@@ -89,13 +89,15 @@ def specimen(model_type: str) -> Specimen:
     for factor, way in TRIES:
         try:
             config = shrink(_complete(config_class(), way), factor, way == "heads")
-            model = _built(model_class, _with_sections(config) if way == "sections" else config)
+            config = _with_sections(config) if way == "sections" else config
+            model = _built(model_class, config)
         except Exception as error:
             reasons.append(f"build: {_said(error)}")
         else:
             found = _accepted(model, reasons)
             if found is not None:
-                return Specimen(model_class.__name__, model, found)
+                # Made again: a call may leave tensors of its graph in a model.
+                return Specimen(model_class.__name__, _built(model_class, config), found)
         if len(reasons) > 2 and len(set(reasons)) == 1:
             break  # the width is not what it is about
     raise RuntimeError(reasons[0])

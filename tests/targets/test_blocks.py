@@ -184,6 +184,10 @@ HANDMADE: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
         lambda: Handmade([Step(), Other(), Step(), Other()]),
         {f"{b}.{t}": b for b in numbered("corridor", 4) for t in STEP},
     ),
+    "each-class-once": (
+        lambda: Handmade([Step(), Other()]),
+        {f"{b}.{t}": b for b in numbered("corridor", 2) for t in STEP},
+    ),
     "one-block": (
         lambda: Handmade([Step()]),
         {"corridor.0.first": "corridor.0", "corridor.0.second": "corridor.0"},

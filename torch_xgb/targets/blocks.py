@@ -1,11 +1,11 @@
 """The repeated blocks of a model: what the papers call its layers.
 
 Found by structure alone. A stack is an ``nn.ModuleList`` or ``nn.Sequential`` whose elements repeat
-a class and hold linear maps, or an ``nn.ModuleDict`` or any module whose numbered children do
-(``block_0``, ``block_1``); its elements are blocks. Where an element is itself little more than
-another stack (the stages of a Swin, a group of shared layers in ALBERT, the encoder in a list of
-encoders), the inner elements are the blocks; where much of it lies outside inner stacks (a
-mixture-of-experts block), it is one block.
+a class and hold linear maps, an ``nn.ModuleList`` of descendants of one class, or an
+``nn.ModuleDict`` or any module whose numbered children do (``block_0``, ``block_1``); its elements
+are blocks. Where an element is itself little more than another stack (the stages of a Swin, a group
+of shared layers in ALBERT, the encoder in a list of encoders), the inner elements are the blocks;
+where much of it lies outside inner stacks (a mixture-of-experts block), it is one block.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _stack(module: nn.Module, is_linear: Predicate) -> dict[str, nn.Module]:
     }
     if isinstance(module, nn.ModuleList):
         # A hybrid stack mixes classes; a list of one is a model of one layer, or one shared by all.
-        counts = Counter(type(element) for element in elements.values())
-        repeats = len(elements) == 1 or any(count > 1 for count in counts.values())
+        kinds = [type(element) for element in elements.values()]
+        repeats = len(kinds) == 1 or len(set(kinds)) < len(kinds) or _are_kin(kinds)
         return elements if repeats else {}
     row = isinstance(module, nn.Sequential)
     series = {key: "" if row else _series(key, element) for key, element in elements.items()}
@@ -74,6 +74,12 @@ def _stack(module: nn.Module, is_linear: Predicate) -> dict[str, nn.Module]:
         (type(elements[k]), s) for k, s in series.items() if s is not None
     )
     return {k: m for k, m in elements.items() if of_a_kind[type(m), series[k]] > 1}
+
+
+def _are_kin(kinds: list[type[nn.Module]]) -> bool:
+    """Tell classes that descend from one that is not torch's: layers of two kinds, each once."""
+    shared = set.intersection(*(set(kind.__mro__) for kind in kinds)) if kinds else set()
+    return any(issubclass(c, nn.Module) and not c.__module__.startswith("torch.") for c in shared)
 
 
 def _series(name: str, element: nn.Module) -> str | None:

@@ -26,6 +26,8 @@ from transformers import (
     set_seed,
 )
 
+from torch_xgb.settings import Settings
+
 from ..transformers import BoostedFactory, BoostingCallback
 from ..unwrapping import find_boosted
 from .card import write_card
@@ -155,7 +157,7 @@ def _room(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _arguments(recipe: Recipe, folder: RunFolder, task: Task, rows: int) -> TrainingArguments:
     steps = recipe.steps or _steps(recipe, rows)
-    every = recipe.every or math.ceil(steps / 10)
+    every = recipe.every or _every(recipe, steps)
     alone = not torch.accelerator.is_available()
     bf16_here = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
@@ -186,6 +188,15 @@ def _arguments(recipe: Recipe, folder: RunFolder, task: Task, rows: int) -> Trai
         report_to=list(recipe.report_to),
         disable_tqdm=True,
     )
+
+
+def _every(recipe: Recipe, steps: int) -> int:
+    """A tenth of the run; with a ledger, so long that a booster ends there and has the score."""
+    tenth, kappa = math.ceil(steps / 10), recipe.settings.get("kappa", Settings().kappa)
+    if recipe.settings.get("record") is None or not isinstance(kappa, int):
+        return tenth
+    ends = max(1, kappa) * math.ceil(tenth / max(1, kappa))
+    return ends if ends <= steps else tenth
 
 
 def _falling(schedule: str, steps: int) -> dict[str, Any]:

@@ -274,6 +274,14 @@ def test_models_that_a_plan_cannot_make_inputs_for() -> None:
     assert plan(BartConfig(**BART), length=8).blocks == 4  # of both stacks
 
 
+def test_an_encoder_without_a_head_is_planned_as_a_classifier() -> None:
+    bare, headed = (
+        plan(BertConfig(**CONFIG, architectures=[name]), length=16)
+        for name in ("BertModel", "BertForSequenceClassification")
+    )
+    assert bare == headed
+
+
 BART = {
     "architectures": ["BartForConditionalGeneration"],
     "d_model": 16,

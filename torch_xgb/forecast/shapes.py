@@ -136,6 +136,8 @@ def _from_config(config: Any, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
 
     names = getattr(config, "architectures", None) or []
     cls = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
+    if cls is not None and cls is transformers.MODEL_MAPPING.get(type(config), None):  # no head
+        cls = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), cls)
     if names and (cls is None or not cls.__name__.endswith(_KINDS)):
         raise ValueError(
             f"a plan makes the inputs of {', '.join(_KINDS)} alone, and the config is of "

@@ -148,6 +148,48 @@ def test_processes_that_would_train_apart_are_told_at_the_first_step() -> None:
             assert ("factor" in message) == (how != "one gradient"), message
 
 
+def _parted(how: str) -> str:
+    model = stack(3)
+    optimizer = BoostedLowRankOptimizer(SGD, model, modules_to_save=["head"], **SETTINGS)
+    ddp = DistributedDataParallel(model)
+    x, y = share(batches(1)[0])
+    cross_entropy(ddp(x), y).backward()
+    optimizer.step()
+    mine = distributed.get_rank() == 1
+    if how == "rate" and mine:
+        optimizer.param_groups[0]["lr"] *= 0.5
+    if how == "merge" and mine:
+        optimizer.merge()
+    if how == "weight" and mine:
+        drawn = model.get_submodule(optimizer.active_layers[0])
+        drawn.query.weight.detach().add_(1.0)
+    with ddp.no_sync() if how == "no_sync" else nullcontext():
+        optimizer.zero_grad()
+        cross_entropy(ddp(x), y).backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def _all_parted() -> dict[str, str]:
+    return {how: _parted(how) for how in ("rate", "merge", "weight", "no_sync")}
+
+
+def test_processes_that_part_later_are_told() -> None:
+    names = {
+        "rate": "the rate of group 0",
+        "merge": "the booster's index",
+        "weight": "the weight blocks.",
+        "no_sync": "factor",
+    }
+    for said in run(_all_parted, 2):
+        for how, message in said.items():
+            assert "at step 2 not all" in message, how
+            assert names[how] in message, message
+
+
 def _uneven_inputs() -> str:
     model = stack(3)
     optimizer = BoostedLowRankOptimizer(SGD, model, **SETTINGS)
@@ -252,9 +294,10 @@ def test_a_head_that_no_loss_uses_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     mine = {"factor 0 of a": torch.ones(2), "parameter 0 of group 1": None}
 
     def gathered(ours: object, group: object) -> list[object]:
-        return [ours, {"factor 0 of a": (2.0, 2.0), "parameter 0 of group 1": None}]
+        theirs = {"factor 0 of a": (2.0, 2.0), "parameter 0 of group 1": None}
+        return [ours, (theirs, {})]
 
     monkeypatch.setattr(agreement, "gather", gathered)
     said = "rank 1: factor 0 of a. .*waits for parameter 0 of group 1, .*find_unused_parameters"
     with pytest.raises(RuntimeError, match=said):
-        agreement.agree_on_gradients(mine, None)  # type: ignore[arg-type]
+        agreement.agree_on_step(1, mine, {}, None)  # type: ignore[arg-type]

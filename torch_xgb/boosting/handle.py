@@ -176,7 +176,7 @@ class Boosting:
 
     def before_step(self, base: Optimizer) -> None:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
-        self.followed.keep_up(base)
+        self.followed.look(base)
         if self._sharding.before_step(base):
             self.agree(base)
         progress = self.course.progress
@@ -194,7 +194,7 @@ class Boosting:
         Returns:
             Whether the step may be taken; raises as ``nonfinite`` and ``unused`` ask for.
         """
-        self._sharding.look_at_gradients(others)
+        self._sharding.look_at_gradients(others, self.course.standing, self._wrapped.optimizer)
         ready = self._gradients.prepare(self.booster.named, others, self._wrapped.verdict)
         if ready and self.course.progress.booster_step == 0:
             self._turns.first_step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch_xgb.weights.places import place_of
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["agree", "agree_on_gradients"]
+__all__ = ["agree", "agree_on_step", "some_rows"]
 
 _ROWS = 16  # of each weight that are compared
 _TOLERANCE = 1e-3  # of a gradient's norm: machines of other makes may round otherwise
@@ -59,35 +59,54 @@ def agree(
 
 
 @torch.no_grad()
-def agree_on_gradients(gradients: Mapping[str, Tensor | None], group: ProcessGroup) -> None:
-    """Compare gradients, about to be stepped with, with those of the other processes.
+def agree_on_step(
+    step: int,
+    gradients: Mapping[str, Tensor | None],
+    values: Mapping[str, Tensor | str],
+    group: ProcessGroup,
+) -> None:
+    """Compare what a step is about to be taken with to that of the other processes.
 
-    Two numbers a gradient are exchanged, once, and compared up to rounding.
+    Two numbers a tensor are exchanged, and compared up to rounding.
 
     Args:
+        step: How many were taken here, with this one.
         gradients: Each by name; None if there is none.
+        values: What else must be alike, by name.
         group: The processes that train the model.
 
     Raises:
         RuntimeError: On every process, if one of them differs from the first.
     """
     mine = {name: None if g is None else _summary(g) for name, g in gradients.items()}
-    everyone = gather(mine, group)
-    first = everyone[0]
-    differing = {
-        rank: [name for name in first if not _close(first[name], theirs.get(name))]
-        for rank, theirs in enumerate(everyone)
-    }
-    shown = "; ".join(f"rank {r}: {_listed(names)}" for r, names in differing.items() if names)
-    if shown:
+    here = {n: v if isinstance(v, str) else _summary(v) for n, v in values.items()}
+    both = gather((mine, here), group)
+    everyone, held = [one for one, _ in both], [one for _, one in both]
+    when = "the first step" if step == 1 else f"step {step}"
+    if shown := _differing(held):
         raise RuntimeError(
-            "processes that train one model must step with the same gradients, but at the first "
-            f"step not all have those of rank 0: {shown}. Nobody averages them: call the "
+            f"processes that train one model must go on alike, but at {when} not all equal rank 0: "
+            f"{shown}. Each of them takes every step, merge, load and change of a rate, or none "
+            "does: load the same checkpoint in all"
+        )
+    if shown := _differing(everyone):
+        raise RuntimeError(
+            f"processes that train one model must step with the same gradients, but at {when} not "
+            f"all have those of rank 0: {shown}. Nobody averages them: call the "
             "DistributedDataParallel wrapper and not the model in it, take steps outside no_sync() "
             f"only, or average gradients yourself before step(){_waited_for(everyone)}; to train a "
             "model of its own in each process, build the optimizer before "
             "torch.distributed.init_process_group"
         )
+
+
+def _differing(everyone: Sequence[Mapping[str, Any]]) -> str:
+    first = everyone[0]
+    differing = {
+        rank: [n for n in {**first, **theirs} if not _close(first.get(n), theirs.get(n))]
+        for rank, theirs in enumerate(everyone)
+    }
+    return "; ".join(f"rank {r}: {_listed(names)}" for r, names in differing.items() if names)
 
 
 def _waited_for(everyone: Sequence[Mapping[str, object]]) -> str:
@@ -110,9 +129,9 @@ def _summary(gradient: Tensor) -> tuple[float, float]:
     return norm, summed
 
 
-def _close(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
-    if one is None or other is None:
-        return one is other
+def _close(one: Any, other: Any) -> bool:  # noqa: ANN401
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return bool(one == other)
     if not all(map(math.isfinite, (*one, *other))):
         return all(map(math.isfinite, one)) == all(map(math.isfinite, other))
     return all(abs(a - b) <= _TOLERANCE * one[0] for a, b in zip(one, other, strict=True))
@@ -131,12 +150,16 @@ def _of_weight(parameter: Tensor) -> str:
     place = place_of(parameter)
     facts = f"{place.shape} {parameter.dtype}"
     if place.group is None and parameter.numel():
-        kept = local(parameter.detach())
-        kept = torch.view_as_real(kept) if kept.is_complex() else kept
-        kept = kept.reshape(len(parameter) if parameter.ndim else 1, -1)
-        sample = kept[:: -(-len(kept) // _ROWS)]
-        facts += f" {NUMBERING.of(sample)}"
+        facts += f" {NUMBERING.of(some_rows(parameter))}"
     return _digest(facts)
+
+
+def some_rows(parameter: Tensor) -> Tensor:
+    """Return those of a whole weight that are compared."""
+    kept = local(parameter.detach())
+    kept = torch.view_as_real(kept) if kept.is_complex() else kept
+    kept = kept.reshape(len(parameter) if parameter.ndim else 1, -1)
+    return kept[:: -(-len(kept) // _ROWS)]
 
 
 def _digest(facts: str) -> str:

@@ -76,6 +76,12 @@ class Course:
         }
 
     @property
+    def standing(self) -> dict[str, str]:
+        """How far it is, by names that say what of."""
+        index, step = self.progress.booster_index, self.progress.booster_step
+        return {"the booster's index": str(index), "the steps taken in it": str(step)}
+
+    @property
     def rate(self) -> float:
         """The factor on the factors' learning rate for the step about to be taken."""
         return self._rates(self.progress, self.draw.r)

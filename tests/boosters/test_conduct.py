@@ -207,3 +207,24 @@ def test_the_watch_ends_with_each_target_s_first_step_and_after_errors() -> None
     assert all(type(m._parameters) is dict for m in model.modules())
     model(batch(0))
     assert all(type(m._parameters) is dict for m in model.modules())
+
+
+class _Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, 2 * self.weight, self.bias)
+
+
+class _Alike(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_another_class_is_refused_where_it_computes_otherwise() -> None:
+    model = small()
+    optimizer = boosted(model, layers_per_booster=None)
+    go(model, optimizer, 1)
+    model[0][0].__class__ = _Alike
+    go(model, optimizer, 1)
+    model[1][0].__class__ = _Doubled
+    with pytest.raises(RuntimeError, match=r"output of '1\.0' is changed.*another class"):
+        model(batch(0))

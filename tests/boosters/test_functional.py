@@ -1,5 +1,6 @@
 """``torch.func.functional_call``: what is put in is what is computed with, the booster once."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -104,3 +105,51 @@ def test_ensembles() -> None:
     found = vmap(lambda p, b: functional_call(models[0], (p, b), (x,)))(given, buffers)
     for outputs, model in zip(found, models, strict=True):
         torch.testing.assert_close(outputs, model(x))
+
+
+def test_the_tensors_that_are_put_in_get_their_gradients() -> None:
+    """They stand where frozen weights are, and are somebody's own."""
+    model, _ = trained()
+    x, y = batches(1)[0]
+    plain = stack().requires_grad_()
+    plain.load_state_dict(model.state_dict())
+    cross_entropy(plain(x), y).backward()
+    state = {n: v.detach().clone().requires_grad_() for n, v in model.state_dict().items()}
+    cross_entropy(functional_call(model, state, (x,)), y).backward()
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(state[name].grad, p.grad)
+
+
+def test_another_models_parameters() -> None:
+    """They are what is computed with, and stay trainable."""
+    model, _ = trained()
+    x, _ = batches(1)[0]
+    other = stack(seed=1).requires_grad_()
+    given = dict(other.named_parameters())
+    assert torch.equal(functional_call(model, given, (x,)), other(x))
+    assert all(p.requires_grad for p in other.parameters())
+
+
+def test_parameters_with_factors_of_their_own() -> None:
+    model, _ = trained()
+    x, _ = batches(1)[0]
+    own = {name: nn.Parameter(p.clone()) for name, p in named(model).items()}
+    assert torch.equal(functional_call(model, own, (x,)), model(x))
+    with torch.no_grad():
+        for name, p in own.items():
+            if "boosters" in name:
+                p.zero_()
+    state = {name: p.detach() for name, p in model.named_parameters() if "boosters" not in name}
+    plain = stack()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(functional_call(model, own, (x,)), plain(x))
+
+
+def test_parameters_of_a_copy_hold_the_pairs_already() -> None:
+    model, _ = trained()
+    x, _ = batches(1)[0]
+    twin = copy.deepcopy(model)
+    expected = twin(x)
+    found = functional_call(model, dict(twin.named_parameters()), (x,))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(functional_call(model, dict(model.named_parameters()), (x,)), model(x))

@@ -315,3 +315,20 @@ def test_copies_of_tied_maps(with_optimizer: bool) -> None:
     twin = copy.deepcopy((model, optimizer) if with_optimizer else (model,))[0]
     assert twin[0][0].weight is twin[1][0].weight
     torch.testing.assert_close(twin(x), model(x))
+
+
+def test_modules_in_another_order_are_refused() -> None:
+    """Pairs of one shape would go to each other's weights."""
+    model, optimizer = run()
+    go(model, optimizer, batches(4, torch.bfloat16))
+    turned = stack(dtype=torch.bfloat16)
+    for block in turned.blocks:
+        block.query = block._modules.pop("query")  # behind the others
+    turned.load_state_dict(model.state_dict())
+    other = BoostedLowRankOptimizer(
+        AdamW, turned, kappa=3, r=2, layers_per_booster=2, lr=0.02, seed=2, lora_alpha=None
+    )
+    before = values(turned)
+    with pytest.raises(ValueError, match=r"another order.*'blocks\.0\.\w+' where"):
+        other.load_state_dict(optimizer.state_dict())
+    assert same(values(turned), before)

@@ -108,6 +108,11 @@ def _tie(model: nn.Module) -> None:
     model[1][0].weight = model[0][0].weight
 
 
+def _tie_beside(model: nn.Module) -> None:
+    model[2][1] = nn.Linear(8, 8)
+    model[2][1].weight = model[0][0].weight
+
+
 def _alias(model: nn.Module) -> None:
     model[1][0].weight.data = model[0][0].weight.data
 
@@ -122,6 +127,7 @@ def _integers(model: nn.Module) -> None:
     [
         (_replace, "taken out of the model, or replaced"),
         (_tie, "is another weight too"),
+        (_tie_beside, r"is tied to '2\.1\.weight' too"),
         (_alias, "shares its memory"),
         (_integers, "torch.int8"),
     ],
@@ -138,6 +144,19 @@ def test_a_weight_swapped_or_shared_meanwhile_is_refused_at_the_merge(
         optimizer.merge()
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     optimizer.finalize(discard=True)
+
+
+def test_a_drawn_weight_tied_to_one_that_is_not_drawn_is_refused() -> None:
+    model = small()
+    optimizer = boosted(model, layers_per_booster=1, layer_sampler="cyclic")
+    go(model, optimizer, 2)
+    (drawn,) = optimizer.active_layers
+    other = (int(drawn) + 1) % 3
+    model[other][0].weight = model[int(drawn)][0].weight
+    with pytest.raises(RuntimeError, match=f"is tied to '{other}.0.weight' too"):
+        go(model, optimizer, 2)
+    model[other][0].weight = nn.Parameter(torch.zeros(8, 8), requires_grad=False)
+    optimizer.merge()
 
 
 def _complex(model: nn.Module) -> None:

@@ -9,11 +9,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.weights.dtensors import is_dtensor
+
 __all__ = ["Followed"]
 
 
 class Named(Protocol):
     """Who knows the modules trained in full, and their Parameters."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:
@@ -40,6 +46,7 @@ class Followed:
         self.selection = selection
         self.stale = False
         self._known = dict(selection.named)
+        self._places = _places(selection.heads)
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -62,6 +69,40 @@ class Followed:
         if self.stale:
             self.settle(base)
 
+    def look(self, base: Optimizer) -> None:
+        """Look whether they are what the model computes with, whoever has changed it.
+
+        Raises:
+            RuntimeError: If a module has been replaced, or given Parameters that the base has not.
+        """
+        heads = self.selection.heads
+        if any(_at(self.selection.model, name) is not head for name, head in heads.items()):
+            present = {id(module) for module in self.selection.model.modules()}
+            for name, head in heads.items():
+                if id(head) not in present:
+                    raise RuntimeError(
+                        _estranged(name, "has been taken out of the model, or replaced,")
+                    )
+        if self._are_kept():
+            return
+        self.settle(base)
+        now = self.selection.named
+        has = {id(p) for group in base.param_groups for p in group["params"]}
+        if strange := [name for name, p in now.items() if id(p) not in has]:
+            raise RuntimeError(_estranged(strange[0], "has come to the model"))
+        self._places = _places(heads)
+
+    def _are_kept(self) -> bool:
+        try:
+            return all(
+                module._parameters[name] is p
+                or is_dtensor(p)
+                or is_dtensor(module._parameters[name])
+                for module, name, p in self._places
+            )
+        except (AttributeError, KeyError):
+            return False
+
     def settle(self, base: Optimizer) -> None:
         """Look whether they are still those the base has."""
         self.stale = False
@@ -77,3 +118,25 @@ class Followed:
             if old in base.state:
                 base.state[new] = base.state.pop(old)
         self._known = dict(now)
+
+
+def _places(heads: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    modules = {module: None for head in heads.values() for module in head.modules()}
+    held = [(module, name, p) for module in modules for name, p in module._parameters.items()]
+    return [(module, name, p) for module, name, p in held if p is not None]
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = model
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _estranged(name: str, what: str) -> str:
+    return (
+        f"{name!r}, which was to be trained in full, {what} since the optimizer was built: the "
+        "base would go on training what was there then; nothing was changed. Take that back "
+        "(values go into a Parameter by load_state_dict() or copy_()), or finalize() and build a "
+        "new optimizer"
+    )

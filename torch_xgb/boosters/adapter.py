@@ -19,6 +19,7 @@ from torch_xgb.boosters.cut import cut_of
 from torch_xgb.boosters.forms import Form, Update
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Lent
+from torch_xgb.boosters.stand_in import Own
 from torch_xgb.formulas.lowrank import with_low_rank
 from torch_xgb.targets.layers import Target
 from torch_xgb.weights.product import Product
@@ -57,7 +58,8 @@ class Adapter:
         self.idle: tuple[nn.Parameter, ...] = ()
         self.accumulator: Accumulator | None = None
         self._handles: list[RemovableHandle] = []
-        self._conduct = Conduct()
+        self._conduct = Conduct(target.modules)
+        self._own = Own()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapter:
         """Copy it, what reaches the model last: a tied weight's other modules ask for the pair."""
@@ -75,6 +77,9 @@ class Adapter:
         """Take a pair, and enter the forward pass with it."""
         self.lent, self.bound, self.r, self.s = lent, lent.parameters, r, s
         self._conduct.forget()
+        self._own = Own()
+        for module in self.target.modules:
+            self._own.see(module, self._held(module))
         self.hook()
 
     def give_back(self) -> None:
@@ -93,11 +98,13 @@ class Adapter:
     def rest(self) -> None:
         """Put the pair at rest, in a copy whose weights hold it."""
         self.bound, self.resting = None, self.bound
+        self._say_at_rest(self.resting, True)
 
     def wake(self) -> bool:
         """Take a resting pair up again; return whether there was one."""
         if self.resting is None:
             return False
+        self._say_at_rest(self.resting, False)
         self.bound, self.resting = self.resting, None
         return True
 
@@ -234,4 +241,17 @@ class Adapter:
         given = [module._parameters.get(weight.attribute) for weight in self.weights]
         if any(value is not None and not isinstance(value, nn.Parameter) for value in given):
             return None
-        return self.pair
+        if torch.compiler.is_compiling() or self._own.see(module, self._held(module)):
+            return self.pair
+        others = None if self.lent is None else self.lent.others()
+        return None if others is None else self.form.narrow(others, self.r)
+
+    def _held(self, module: nn.Module) -> list[Tensor | None]:
+        """Return what stands in a module under the weights' names, and the factors'."""
+        held = [module._parameters.get(weight.attribute) for weight in self.weights]
+        return [*held, *(() if self.lent is None else self.lent.found)]
+
+    @staticmethod
+    def _say_at_rest(pair: Pair[nn.Parameter] | None, at_rest: bool) -> None:
+        for factor in () if pair is None else tuple(pair):
+            factor.at_rest = at_rest  # type: ignore[attr-defined]

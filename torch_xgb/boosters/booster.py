@@ -166,6 +166,8 @@ class Booster:
         """
         self.readers.before_step()
         self.freeze.before_step(self.model, others)
+        if not self.partial and any(factor.grad is None for factor in self.lent):
+            whole = True  # there may be a cause that can be named
         adapters = self.every_adapter if whole else self.active
         weights = [weight for adapter in adapters for weight in adapter.weights]
         require_own(weights, self.model if whole else None)

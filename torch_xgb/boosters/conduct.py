@@ -7,6 +7,7 @@ move tensors between devices or look at activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,10 +23,19 @@ _ENOUGH = 0.02  # of the output's norm: a wrapper may compute in another precisi
 
 
 class Conduct:
-    """Looks at a target's output where somebody may have changed it, once for each such guest."""
+    """Looks at a target's output where somebody may have changed it, once for each such guest.
 
-    def __init__(self) -> None:
+    Args:
+        modules: The target's, as their class computes now.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._trusted: set[int] = set()
+        self._forwards: set[Any] = {type(module).forward for module in modules}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without functions, of which some cannot be."""
+        return {"_trusted": set(), "_forwards": set()}
 
     def forget(self) -> None:
         """Trust nobody any more: a booster begins."""
@@ -49,16 +59,19 @@ class Conduct:
         hooks = module._forward_hooks
         ours_first = next(iter(hooks.values()), hook) is hook
         everywhere = [h for h in torch_module._global_forward_hooks.values() if not _only_looks(h)]
-        if "forward" not in module.__dict__ and ours_first and not everywhere:
+        now = type(module).forward
+        same = now in self._forwards or not self._forwards
+        if same and "forward" not in module.__dict__ and ours_first and not everywhere:
             return
         guests = {id(module.__dict__.get("forward")), *map(id, hooks.values())}
-        guests |= set(map(id, everywhere))
-        if not guests <= self._trusted and not _is_own(module, given, y):
+        guests |= {*map(id, everywhere), id(now)}
+        forward = now if same else next(iter(self._forwards))
+        if not guests <= self._trusted and not _is_own(forward, module, given, y):
             raise RuntimeError(
                 f"the output of {name!r} is changed before the booster's share is added to it, by "
-                "a forward put on the instance, or by a forward hook that comes first: merging "
-                "would change what the model computes, so nothing is trained. Register that hook "
-                "without prepend=True; or take it off and build the optimizer with "
+                "a forward put on the instance, another class, or a forward hook that comes first: "
+                "merging would change what the model computes, so nothing is trained. Register "
+                "that hook without prepend=True; or take it off and build the optimizer with "
                 f"exclude_modules=[{name!r}]"
             )
         self._trusted |= guests
@@ -73,14 +86,16 @@ def _only_looks(hook: object) -> bool:
 
 
 @torch.no_grad()
-def _is_own(module: nn.Module, given: tuple[Any, Any], y: Tensor) -> bool:
+def _is_own(
+    forward: Callable[..., Tensor], module: nn.Module, given: tuple[Any, Any], y: Tensor
+) -> bool:
     weight = module._parameters.get("weight")
     if is_followed() or weight is None or weight.is_meta or y.is_meta or y.is_nested:
         return True  # cannot be looked at here
     args, kwargs = given
     if is_dtensor(weight) and not any(map(is_dtensor, (*args, *kwargs.values()))):
         return True  # its forward lays its parts out: see ``Cut``
-    own = type(module).forward(module, *args, **kwargs)
+    own = forward(module, *args, **kwargs)
     if own.shape != y.shape:
         return False
     off = (own.detach().to(y.device).float() - y.detach().float()).norm()

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.owner import Owner
+from torch_xgb.boosters.stand_in import in_functional_call
 from torch_xgb.formulas.lowrank import is_followed
 
 __all__ = ["Freeze"]
@@ -152,6 +153,8 @@ class Freeze:
         """Freeze what has been unfrozen of the targets, and say what has been beside them."""
         places = [] if self._set_apart else self._frozen
         if _are_frozen(places) or not any(_required(place) for place in places):
+            return
+        if in_functional_call():  # what stands in the model's places is somebody's own
             return
         left = {id(p) for p in (*self._trained(), *self._theirs)}
         kept = [place for place in places if _is_kept(place, left)]

@@ -107,10 +107,26 @@ class Lent:
 
     def here(self) -> Pair[Tensor] | None:
         """Return what stands in the Parameters' places for a while, if others do."""
-        found = self.names.map(self.slots._parameters.get)
+        found = self.found
         if all(isinstance(tensor, nn.Parameter) for tensor in found):  # or what a shard has of them
             return None
         return found  # type: ignore[return-value]
+
+    def others(self) -> Pair[Tensor] | None:
+        """Return the Parameters of somebody else that do; None if there is nothing to add.
+
+        So it is where these stay and other weights are put in, or those of a copy at rest, whose
+        weights hold its pairs.
+        """
+        found = self.found
+        own = all(a is b for a, b in zip(found, self.parameters, strict=True))
+        at_rest = any(getattr(tensor, "at_rest", False) for tensor in found)
+        return None if own or at_rest else found  # type: ignore[return-value]
+
+    @property
+    def found(self) -> Pair[Tensor | None]:
+        """What stands under the names now."""
+        return self.names.map(self.slots._parameters.get)
 
 
 def require_plain(model: nn.Module) -> None:

@@ -126,6 +126,7 @@ class Entry:
             "weights": self.pending.state_dict(),
             "heads": NUMBERING.of_parameters(self.heads.named),
             "rest": rest(self.booster),
+            "order": self._order,
             "beside": self.beside.state_dict(),
         }
 
@@ -137,7 +138,34 @@ class Entry:
         """
         _compare(saved, told)
         check_keys(saved, _KEYS, "its entry")
+        self._compare_order(saved.get("order", self._order))
         self.course.check(saved)
+
+    @property
+    def _order(self) -> dict[str, list[str]]:
+        """What pairs and the base's state are kept in the order of."""
+        targets = [adapter.target.name for adapter in self.booster.every_adapter]
+        return {"targets": targets, "heads": list(self.heads.named)}
+
+    def _compare_order(self, saved: object) -> None:
+        """Compare it with that of an entry.
+
+        Raises:
+            ValueError: If the same modules stand in another order, as in another version of a
+                model's code.
+        """
+        theirs = saved if isinstance(saved, Mapping) else {}
+        for kind, here in self._order.items():
+            there = theirs.get(kind)
+            there = list(map(str, there)) if isinstance(there, list) else here
+            if there != here and sorted(there) == sorted(here):
+                was, name = next((a, b) for a, b in zip(there, here, strict=True) if a != b)
+                raise ValueError(
+                    f"the model's modules stand in another order than when the state was saved, "
+                    f"first {name!r} where {was!r} was: pairs and the base's state are kept in "
+                    "that order and would go to the wrong ones. Resume with the model's code of "
+                    "then, or load the model's weights alone and start anew"
+                )
 
     def check(self, saved: Mapping[str, Any]) -> Resumption:
         """Check an entry before anything is changed.

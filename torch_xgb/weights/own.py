@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,9 @@ def require_own(weights: Sequence[Weight], model: nn.Module | None = None) -> No
         raise RuntimeError(
             f"{len(found)} weights are not what their modules compute with any more, first "
             f"{name!r}: {why}. What is trained for it would be lost; nothing was changed. Take "
-            "that back and go on, or finalize(); then, for a weight that is to stay so, build "
-            "a new optimizer that leaves it out with exclude_modules"
+            "that back, and go on or finalize(); finalize(discard=True) drops what is pending "
+            "instead. For a weight that is to stay so, build a new optimizer then that leaves it "
+            "out with exclude_modules"
         )
 
 
@@ -111,6 +112,7 @@ def _shared(weights: Sequence[Weight], model: nn.Module) -> list[tuple[str, str]
     """Return weights that share memory with another Parameter, and with which."""
     own = {id(module._parameters[w.attribute]): w.name for w in weights for module in w.modules}
     found = [(w.name, "is another weight too") for w in weights if own[id(w.parameter)] != w.name]
+    found += _tied(weights, own, model)
     spans: defaultdict[torch.device, list[tuple[int, int, str, Tensor]]] = defaultdict(list)
     for name, p in model.named_parameters():
         if type(p) is nn.Parameter and p.numel() and p.layout is torch.strided and not p.is_meta:
@@ -126,6 +128,18 @@ def _shared(weights: Sequence[Weight], model: nn.Module) -> list[tuple[str, str]
                     found.append((first[2], f"shares its memory with {second[2]!r}"))
             reaching.append(span)
     return found
+
+
+def _tied(
+    weights: Sequence[Weight], own: Mapping[int, str], model: nn.Module
+) -> Iterator[tuple[str, str]]:
+    """Return weights that a module holds which is none of theirs, and under which name."""
+    theirs = {id(module) for weight in weights for module in weight.modules}
+    for name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if id(parameter) in own and id(module) not in theirs:
+                path = f"{name}.{attribute}" if name else attribute
+                yield own[id(parameter)], f"is tied to {path!r} too"
 
 
 def _strides(parameter: Tensor) -> tuple[int, ...]:

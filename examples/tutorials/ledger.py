@@ -37,11 +37,11 @@ def loss_of(model: nn.Module) -> float:
 #
 # A score is given right after a merge, when the model is what that booster made it. The higher the better, so of a
 # loss its negative. `should_stop(3)` says that three scored boosters in a row brought nothing better. The rate is
-# far too high on purpose: there should be something to go back from.
+# too high on purpose: there should be something to go back from.
 
 # %%
 model = fresh().train()
-optimizer = BoostedLowRankOptimizer(AdamW, model, r=2, kappa=4, lr=3e-2, record="run")
+optimizer = BoostedLowRankOptimizer(AdamW, model, r=2, kappa=4, lr=8e-3, record="run")
 chain = optimizer.chain
 assert chain is not None
 optimizer.on_merge(lambda report: chain.score(report.booster_index, -loss_of(model)))

@@ -81,17 +81,25 @@ def _not_frozen(model: nn.Module, named: Iterable[Named]) -> Iterator[Named]:
             yield name, module
 
 
-def warn_of_frozen(names: Iterable[str]) -> None:
-    """Warn, once, of linear maps outside the blocks that stay frozen, if there are any."""
-    names = list(names)
-    if names:
-        shown = ", ".join(repr(n) for n in names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+def warn_of_frozen(names: Iterable[str], trained: Iterable[str]) -> None:
+    """Warn, once, of linear maps outside the blocks that stay frozen, if there are any.
+
+    Args:
+        names: Theirs.
+        trained: Those of the modules trained in full, which are to be named beside them.
+    """
+    if names := list(names):
         warnings.warn(
-            f"outside the repeated blocks these stay frozen: {shown}. Train them in full by "
-            f"modules_to_save=[{names[0]!r}, …], or have them adapted by naming them in "
-            "target_modules; exclude_modules or modules_to_save=[] leaves them frozen silently",
+            f"outside the repeated blocks these stay frozen: {_listed(names)}. Train them in full "
+            f"by modules_to_save=[{_listed([*names, *trained])}], or have them adapted by naming "
+            "them in target_modules; exclude_modules or modules_to_save=[] leaves them frozen "
+            "silently",
             stacklevel=5,
         )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(repr(n) for n in names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
 
 
 def _around(module: nn.Module, name: str, blocks: Container[nn.Module]) -> Iterator[Named]:

@@ -116,7 +116,8 @@ def select(model: nn.Module, settings: Settings) -> Selection:
         trained |= {m for layer in layers for target in layer.targets for m in target.modules}
         excluded = excluding(settings.exclude_modules)
         rest = {**found, **others}
-        warn_of_frozen(n for n, m in rest.items() if not excluded(n) and _rests(m, trained))
+        frozen = (n for n, m in rest.items() if not excluded(n) and _rests(m, trained))
+        warn_of_frozen(frozen, heads)
     return Selection(model, layers, heads)
 
 

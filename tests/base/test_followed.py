@@ -46,8 +46,11 @@ def test_what_the_base_does_not_have_is_refused(change: str) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(RuntimeError, match=f"{named}.*trained in full.*build a new optimizer"):
         train(model, optimizer, batches(1))
+    with pytest.raises(RuntimeError, match=named):
+        optimizer.state_dict()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     optimizer.finalize()
+    optimizer.state_dict()
 
 
 def test_another_parameter_is_trained_from_the_next_step_on() -> None:

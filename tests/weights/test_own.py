@@ -146,6 +146,18 @@ def test_a_weight_swapped_or_shared_meanwhile_is_refused_at_the_merge(
     optimizer.finalize(discard=True)
 
 
+def test_a_module_replaced_is_named_before_a_state_is_saved_that_no_model_fits() -> None:
+    model = small()
+    optimizer = boosted(model, layers_per_booster=1, layer_sampler="cyclic")
+    go(model, optimizer, 2)
+    (drawn,) = optimizer.active_layers
+    other = (int(drawn) + 1) % 3
+    model[other][0] = nn.Linear(8, 8)
+    with pytest.raises(RuntimeError, match=rf"'{other}\.0\.weight'.*replaced"):
+        optimizer.state_dict()
+    optimizer.finalize()
+
+
 def test_a_drawn_weight_tied_to_one_that_is_not_drawn_is_refused() -> None:
     model = small()
     optimizer = boosted(model, layers_per_booster=1, layer_sampler="cyclic")

@@ -34,7 +34,8 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     Nothing in it is written to later: a state that is kept in memory stays what it was.
 
     Raises:
-        RuntimeError: If it is asked for by somebody who would drop the boosting's part of it.
+        RuntimeError: If it is asked for by somebody who would drop the boosting's part of it, or
+            the model's modules are not those that are trained any more.
     """
     base = wrapped.optimizer
     boosting.pace.complete()
@@ -42,6 +43,8 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     if is_being_read():
         return blank()
     boosting.settle(base)
+    if boosting.attached:
+        boosting.followed.look(base)
     entry = {
         "settings": boosting.told(base, Contract.RUN),
         **boosting.entry.state_dict(),

@@ -55,6 +55,7 @@ class Pending:
         self.merger = merger
         self.memory = memory
         self.resumed = Resumed()
+        self._model: nn.Module | None = None
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -64,6 +65,7 @@ class Pending:
 
     def attach(self, model: nn.Module) -> None:
         """Register the hooks."""
+        self._model = model
         self._handles.append(model.register_state_dict_pre_hook(refuse_trained_only))
         for adapter in self.adapters:
             fold_in, start_over = FoldIn(adapter), StartOver(adapter, self.memory, self.resumed)
@@ -75,7 +77,7 @@ class Pending:
         """Remove them."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._model = [], None
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Pending:
 
         The same on every process; where weights are sharded, all of them must call it.
         """
-        require_own(self.weights)
+        require_own(self.weights, self._model)
         folded, repairs = [], {}
         for adapter, weight in self._weights():
             if adapter.pending:

@@ -71,3 +71,12 @@ def test_pruning_and_wrapping_keep_the_parameters() -> None:
     before = model.head[0].weight_orig.detach().clone()
     train(model, optimizer, batches(1))
     assert not torch.equal(model.head[0].weight_orig, before)
+
+
+def test_a_head_that_is_cast_takes_its_state_along() -> None:
+    model, optimizer = run()
+    train(model, optimizer, batches(2))
+    model.bfloat16()
+    train(model, optimizer, batches(1, torch.bfloat16))
+    assert optimizer.state[model.head.weight]["exp_avg"].dtype == torch.bfloat16
+    assert optimizer.booster_step == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -86,6 +87,8 @@ class Followed:
         if self._are_kept():
             return
         self.settle(base)
+        for _, _, p, dtype in self._places:
+            _cast(base.state.get(p, {}), dtype, p)
         now = self.selection.named
         has = {id(p) for group in base.param_groups for p in group["params"]}
         if strange := [name for name, p in now.items() if id(p) not in has]:
@@ -95,10 +98,10 @@ class Followed:
     def _are_kept(self) -> bool:
         try:
             return all(
-                module._parameters[name] is p
+                (module._parameters[name] is p and p.dtype == dtype)
                 or is_dtensor(p)
                 or is_dtensor(module._parameters[name])
-                for module, name, p in self._places
+                for module, name, p, dtype in self._places
             )
         except (AttributeError, KeyError):
             return False
@@ -120,10 +123,19 @@ class Followed:
         self._known = dict(now)
 
 
-def _places(heads: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def _places(
+    heads: Mapping[str, nn.Module],
+) -> list[tuple[nn.Module, str, nn.Parameter, torch.dtype]]:
     modules = {module: None for head in heads.values() for module in head.modules()}
     held = [(module, name, p) for module in modules for name, p in module._parameters.items()]
-    return [(module, name, p) for module, name, p in held if p is not None]
+    return [(module, name, p, p.dtype) for module, name, p in held if p is not None]
+
+
+def _cast(state: dict[str, Any], before: torch.dtype, p: nn.Parameter) -> None:
+    """Make a Parameter's state of its new dtype, as loading it beside such a one does."""
+    for key, value in state.items() if before != p.dtype else ():
+        if isinstance(value, Tensor) and value.dtype == before and key != "step":
+            state[key] = value.to(p.dtype)
 
 
 def _at(model: nn.Module, path: str) -> nn.Module | None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.saving.one_piece import gathered
+from torch_xgb.weights.sharded import is_parallel
 
 from .unwrapping import find_boosted
 
@@ -38,7 +39,8 @@ def checkpoint(accelerator: Accelerator, optimizer: Optimizer) -> None:
 
     Raises:
         TypeError: If there is no BoostedLowRankOptimizer in ``optimizer``.
-        RuntimeError: If the accelerator has not prepared it.
+        RuntimeError: If the accelerator has not prepared it, or its model is cut by tensor
+            parallelism alone, which ``save_state`` cannot write.
     """
     own = find_boosted(optimizer)
     if own is None:
@@ -49,6 +51,12 @@ def checkpoint(accelerator: Accelerator, optimizer: Optimizer) -> None:
     if not prepared:
         raise RuntimeError("call accelerator.prepare(model, optimizer, …) before checkpoint()")
     if accelerator.distributed_type != DistributedType.FSDP:
+        if any(map(is_parallel, accelerator._models)):
+            raise RuntimeError(
+                "accelerate's save_state cannot write a model that tensor parallelism cuts: give "
+                '{"model": model, "optimizer": optimizer} to torch.distributed.checkpoint, the '
+                "optimizer as you built it, and leave checkpoint() out"
+            )
         return
     # What accelerate lists as optimizers it saves by Parameter names; what is registered, as it is.
     # For all else, unscaling first of all, it stays listed.

@@ -1,8 +1,9 @@
-"""Models of transformers in folders: loaded as a ledger's run had them, and rolled back."""
+"""Models of transformers in folders: loaded as a ledger's run had them, rolled back, quietly."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from torch_xgb import Chain
 
-__all__ = ["require_free", "rolled_back"]
+__all__ = ["quiet", "require_free", "rolled_back"]
 
 
 def rolled_back(chain: Chain, model: Path, to: int, out: Path) -> None:
@@ -27,10 +28,11 @@ def rolled_back(chain: Chain, model: Path, to: int, out: Path) -> None:
         ValueError: If the ledger is of another model, or ``out`` holds something.
     """
     require_free(out)
-    found = chain.rollback(_loaded(chain, model), to=to)
-    found.save_pretrained(out)  # type: ignore[operator]
-    with suppress(OSError, ValueError, KeyError):  # a model need not have one
-        AutoTokenizer.from_pretrained(model).save_pretrained(out)
+    with quiet():
+        found = chain.rollback(_loaded(chain, model), to=to)
+        found.save_pretrained(out)  # type: ignore[operator]
+        with suppress(OSError, ValueError, KeyError):  # a model need not have one
+            AutoTokenizer.from_pretrained(model).save_pretrained(out)
 
 
 def require_free(folder: Path) -> None:
@@ -57,3 +59,21 @@ def _loaded(chain: Chain, folder: Path) -> PreTrainedModel:
     dtype = next(iter(chain.header.weights.values())).dtype
     loaded: PreTrainedModel = kind.from_pretrained(folder, dtype=getattr(torch, dtype))
     return loaded
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Have transformers say errors alone for a while: whoever calls says the rest."""
+    before, bars = (
+        transformers.logging.get_verbosity(),
+        transformers.logging.is_progress_bar_enabled(),
+    )
+    said = transformers.logging
+    said.set_verbosity_error()  # type: ignore[no-untyped-call]
+    said.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bars:
+            said.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ LIBRARY = [
 ]
 INTEGRATIONS = {
     "accelerate": ["checkpoint"],
-    "folders": ["require_free", "rolled_back"],
+    "folders": ["quiet", "require_free", "rolled_back"],
     "deepspeed": ["Partition", "boosted"],
     "lightning": ["plain"],
     "trainers": ["boost_trainer", "build_optimizer"],

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -28,6 +26,7 @@ from transformers import (
 
 from torch_xgb.settings import Settings
 
+from ..folders import quiet
 from ..transformers import BoostedFactory, BoostingCallback
 from ..unwrapping import find_boosted
 from .card import write_card
@@ -81,7 +80,7 @@ def finetune(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     folder.require_own(told)
     if "result" in folder.facts:
         return Outcome(folder.path, None, folder.facts["result"])
-    with _quiet():
+    with quiet():
         trainer, task, tokenizer = _build(recipe, folder, data, progress or Progress())
         begun = _Begun(folder, told)
         trainer.add_callback(begun)
@@ -244,21 +243,3 @@ def _finish(
     write_card(folder.path / "README.md", recipe, result)
     folder.write(told, {**result, "history": history})
     folder.clear_checkpoints()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Have transformers say errors alone for a while: what there is to say is said here."""
-    before, bars = (
-        transformers.logging.get_verbosity(),
-        transformers.logging.is_progress_bar_enabled(),
-    )
-    said = transformers.logging
-    said.set_verbosity_error()  # type: ignore[no-untyped-call]
-    said.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
-        if bars:
-            said.enable_progress_bar()  # type: ignore[no-untyped-call]

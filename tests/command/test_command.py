@@ -85,6 +85,9 @@ def test_a_ledger_is_exported_and_rolled_back(
     assert best == {"folder": str(folders / "best"), "booster": 1, "boosters": 4}
     last = said(capsys, *rolled, 3, "--out", folders / "last")
     first = said(capsys, *rolled, -1, "--out", folders / "first")
+    main([*map(str, rolled), "2", "--out", str(folders / "third")])
+    told = f"the model after booster 2 of 4 is in {folders / 'third'}\n"
+    assert capsys.readouterr() == (told, "")  # and nothing of what transformers has to say
     ends = [
         BertForSequenceClassification.from_pretrained(made["folder"]).state_dict()
         for made in (last, first, best)
@@ -135,7 +138,10 @@ def test_how_a_command_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert str(stop.value.code).startswith("torch-xgb: no ledger at")
     assert "\n" not in str(stop.value.code)
     assert f"torch-xgb: {json.loads(capsys.readouterr().out)['error']}" == stop.value.code
-    for wrong in ([], ["rollback", "run"], ["plan", "x", "--batch", "many"]):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2 and "rollback  write a model as" in capsys.readouterr().err
+    for wrong in (["rollback", "run"], ["plan", "x", "--batch", "many"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2

@@ -28,7 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 1 and one line if it failed, with 2 if it was not understood. If the
             variable TORCH_XGB_TRACEBACK is set, a failure is raised as it is.
     """
-    options, unknown = parser().parse_known_args(argv)
+    whole = parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        whole.print_help(sys.stderr)
+        sys.exit(2)
+    options, unknown = whole.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], options.flags, 1)
         meant = f"; is {near[0]} meant?" if near else ""

@@ -80,3 +80,13 @@ def test_a_head_that_is_cast_takes_its_state_along() -> None:
     train(model, optimizer, batches(1, torch.bfloat16))
     assert optimizer.state[model.head.weight]["exp_avg"].dtype == torch.bfloat16
     assert optimizer.booster_step == 3
+
+
+def test_a_framework_may_train_copies_of_what_it_casts() -> None:
+    """As DeepSpeed does: the base's groups hold others, of full precision."""
+    model, optimizer = run()
+    for group in optimizer.base.param_groups[1:]:
+        group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+    model.bfloat16()
+    train(model, optimizer, batches(1, torch.bfloat16))
+    assert optimizer.booster_step == 1

@@ -90,8 +90,10 @@ class Followed:
         for _, _, p, dtype in self._places:
             _cast(base.state.get(p, {}), dtype, p)
         now = self.selection.named
-        has = {id(p) for group in base.param_groups for p in group["params"]}
-        if strange := [name for name, p in now.items() if id(p) not in has]:
+        # What was there before stays known where a framework trains copies of it instead.
+        known = {id(p) for group in base.param_groups for p in group["params"]}
+        known |= {id(p) for _, _, p, _ in self._places}
+        if strange := [name for name, p in now.items() if id(p) not in known]:
             raise RuntimeError(_estranged(strange[0], "has come to the model"))
         self._places = _places(heads)
 

@@ -54,12 +54,12 @@ class Life:
 
     def skip(self) -> None:
         """Have GradScaler find an overflow, and skip the step."""
-        before = self.optimizer.boosting.course.progress
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
         x, y = batch(self.number, self.kind.dtype)
         self.optimizer.zero_grad()
         loss = cross_entropy(self.model(x).float(), y)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # by now a merge that was interrupted is made up for
+        before = self.optimizer.boosting.course.progress
         with torch.no_grad():
             self.optimizer.boosting.lent[0].grad.fill_(float("inf"))
         self.optimizer.observe(loss.detach())

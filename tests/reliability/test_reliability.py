@@ -1,5 +1,6 @@
 """The quick form of ``python -m benchmarks.reliability``: a few faults of every kind."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from benchmarks.reliability.counts import Counts, Fault, is_ours
 from benchmarks.reliability.life import Life, resumed
 from benchmarks.reliability.subjects import Kind, boosted, digest, model_of, step
 from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.boosters.adapter import Adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="parts run in forked processes")
@@ -102,6 +104,20 @@ def test_an_interruption_is_raised_at_its_line_and_at_no_other() -> None:
     assert len(lines) > 50
     assert interruptions.interrupted(lambda: step(model, optimizer, 1), 3)
     assert not interruptions.interrupted(lambda: step(model, optimizer, 2), 10**6)
+
+
+@pytest.mark.parametrize("kind", [Kind("stack", "plain"), Kind("tied", "bias")], ids=str)
+def test_a_target_is_hooked_once_wherever_that_is_interrupted(kind: Kind) -> None:
+    code, first = inspect.getsourcelines(Adapter.hook)
+    within = range(first, first + len(code))
+    lines = [line.rpartition(":") for line in interruptions._lines(kind, "merge")]
+    places = [at for at, (file, _, number) in enumerate(lines, 1)
+              if file == inspect.getfile(Adapter) and int(number) in within]  # fmt: skip
+    assert len(places) >= 7
+    for at in places:
+        fault = Fault("a target half hooked")
+        interruptions.one(kind, "merge", at, fault)
+        assert not fault.wrong
 
 
 def test_an_interruption_that_harms_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

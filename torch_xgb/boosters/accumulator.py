@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.boosters.hooks import calls, unhook
 from torch_xgb.boosters.owner import Owner
 from torch_xgb.formulas.entries import widest
 from torch_xgb.formulas.lowrank import add_low_rank
@@ -116,20 +117,15 @@ class Accumulator(nn.Module):
 
     def attach(self, modules: Sequence[nn.Module]) -> None:
         """Enter the forward pass of a target's modules, at home in the first."""
-        if modules[0]._modules.get(_NAME) is self:
-            return
         modules[0].add_module(_NAME, self)
-        for module in modules:
+        for module in (module for module in modules if not calls(module, self)):
             module.register_forward_hook(self.share, prepend=True, with_kwargs=True)
 
     def detach(self, modules: Sequence[nn.Module]) -> None:
         """Leave it."""
         modules[0]._modules.pop(_NAME, None)
         for module in modules:
-            for key, hook in list(module._forward_hooks.items()):
-                if getattr(hook, "__self__", None) is self:
-                    del module._forward_hooks[key]
-                    module._forward_hooks_with_kwargs.pop(key, None)
+            unhook(module, self)
 
     def share(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.accumulator import Accumulator, require_passing
 from torch_xgb.boosters.beside import Beside
@@ -17,6 +16,7 @@ from torch_xgb.boosters.compilers import Tracing, take_note
 from torch_xgb.boosters.conduct import Conduct
 from torch_xgb.boosters.cut import cut_of
 from torch_xgb.boosters.forms import Form, Update
+from torch_xgb.boosters.hooks import calls, unhook
 from torch_xgb.boosters.pair import Pair
 from torch_xgb.boosters.slots import Lent
 from torch_xgb.boosters.stand_in import Own
@@ -57,7 +57,6 @@ class Adapter:
         self.s = 1.0
         self.idle: tuple[nn.Parameter, ...] = ()
         self.accumulator: Accumulator | None = None
-        self._handles: list[RemovableHandle] = []
         self._conduct = Conduct(target.modules)
         self._own = Own()
 
@@ -65,12 +64,9 @@ class Adapter:
         """Copy it, what reaches the model last: a tied weight's other modules ask for the pair."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        last = ("target", "_handles")
-        vars(twin).update(
-            {n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n not in last}
-        )
+        held = {name: value for name, value in vars(self).items() if name != "target"}
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in held.items()})
         twin.target = copy.deepcopy(self.target, memo)
-        twin._handles = copy.deepcopy(self._handles, memo)
         return twin
 
     def take(self, lent: Lent, r: int, s: float) -> None:
@@ -158,23 +154,22 @@ class Adapter:
                 accumulator.addition(Product(*update)).go_on()
 
     def hook(self) -> None:
-        """Enter the forward pass, ahead of the module's other hooks."""
-        if self._handles:
-            return
+        """Enter the forward pass, ahead of the module's other hooks, where this is not done."""
+        bare = self.target.weight.bare
         for module in self.target.modules:
-            if self.target.weight.bare:
-                self._handles.append(module.register_forward_pre_hook(self._lay_over))
-                after = module.register_forward_hook(self._lift, always_call=True)
-                self._handles.append(after)
+            if calls(module, self) == (2 if bare else 1):
+                continue
+            unhook(module, self)
+            if bare:
+                module.register_forward_pre_hook(self._lay_over)
+                module.register_forward_hook(self._lift, always_call=True)
             else:
-                after = module.register_forward_hook(self, prepend=True, with_kwargs=True)
-                self._handles.append(after)
+                module.register_forward_hook(self, prepend=True, with_kwargs=True)
 
     def unhook(self) -> None:
         """Leave it."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for module in self.target.modules:
+            unhook(module, self)
 
     def __call__(
         self,

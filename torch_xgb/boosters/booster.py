@@ -41,6 +41,7 @@ class Booster:
     """The slots, the adapters of every layer, and which of them the active booster holds.
 
     Args:
+        model: What they are attached to.
         layers: All layers that may be drawn.
         num_layers: L_s, how many are drawn at a time, at most.
         r: The highest rank.
@@ -50,11 +51,11 @@ class Booster:
         accumulator_rank: Of what is merged beside quantised weights.
 
     Attributes:
-        model: What they are attached to.
         drawn: Which layers the active booster holds.
         named: The factors lent to them, each under its target's name.
     """
 
+    model: nn.Module
     layers: Sequence[Layer]
     num_layers: int
     r: int
@@ -124,7 +125,7 @@ class Booster:
         """The adapters of targets beside whose weights merges go, by their names."""
         return {a.target.name: a for a in self.every_adapter if a.target.beside}
 
-    def attach(self, model: nn.Module, saved: Iterable[nn.Module]) -> None:
+    def attach(self, saved: Iterable[nn.Module]) -> None:
         """Freeze the model but for the ``saved`` modules, and move the slots in.
 
         Their home is a target: a linear map has no other children, and unlike an ``nn.Sequential``,
@@ -132,16 +133,15 @@ class Booster:
         """
         weights = [weight for adapter in self.every_adapter for weight in adapter.weights]
         merged = [(module, weight.attribute) for weight in weights for module in weight.modules]
-        self.freeze.attach(model, saved, merged)
+        self.freeze.attach(self.model, saved, merged)
         self._home.add_module("boosters", self.slots)
         for adapter in self.beside.values():
             adapter.accumulator.attach(adapter.target.modules)  # type: ignore[union-attr]
-        self.model = model
-        claimed()[model] = self.owner
-        self.readers.attach(model)
+        claimed()[self.model] = self.owner
+        self.readers.attach(self.model)
         if self.partial:
-            self._reach.attach(model)
-        self.compilers.attach(model, guarded=self.freeze.tells)
+            self._reach.attach(self.model)
+        self.compilers.attach(self.model, guarded=self.freeze.tells)
 
     def reclaim(self) -> None:
         """Move the factors in again, if sharding the model has put others in their places.

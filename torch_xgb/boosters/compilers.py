@@ -87,7 +87,7 @@ class Compilers:
             torch.compiler.reset()
 
     def _serve(self) -> None:
-        self.served = True
         for adapter in self._adapters:
             adapter.hook()
         torch.compiler.reset()
+        self.served = True

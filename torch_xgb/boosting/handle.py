@@ -93,7 +93,7 @@ class Boosting:
         room = self.course.most_L_s, self.course.most_r
         recorded, partial = settings.record is not None, settings.unused == "skip"
         dropout, rank = settings.lora_dropout, settings.accumulator_rank
-        self.booster = Booster(layers, *room, self._form, dropout, partial, rank)
+        self.booster = Booster(self.model, layers, *room, self._form, dropout, partial, rank)
         memory, start = Memory(merger, self._carry), Start(settings.init, settings.seed)
         self._pending = Pending(self.booster.every_adapter, merger, memory)
         self.selection.check_untied(self._pending.weights)
@@ -157,7 +157,7 @@ class Boosting:
         try:
             self.attached = True
             self._hold = Hold(self.booster.owner)
-            self.booster.attach(self.model, self.selection.heads.values())
+            self.booster.attach(self.selection.heads.values())
             self._pending.attach(self.model)
             self.followed.attach()
             self._recompute.attach(self.booster.every_adapter)

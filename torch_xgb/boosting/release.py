@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_xgb.boosters.accumulator import Accumulator
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.freeze import Freeze
+from torch_xgb.boosters.hooks import hooks_in
 from torch_xgb.boosters.owner import claimed
 from torch_xgb.boosters.readers import Readers
 from torch_xgb.boosters.recompute import Recomputed
@@ -150,35 +151,12 @@ def _merge(adapters: list[Adapter], model: nn.Module) -> None:
 def _hooks(model: nn.Module) -> Iterator[tuple[Any, Callable[[], None]]]:
     """Return our hooks in a model: each object that is called, and what removes it."""
     for module in model.modules():
-        for kind in (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._state_dict_hooks,
-            module._state_dict_pre_hooks,
-            module._load_state_dict_pre_hooks,
-            module._load_state_dict_post_hooks,
-        ):
-            for key, hook in kind.items():
-                found = getattr(hook, "hook", hook)  # torch wraps some
-                found = getattr(found, "__self__", found)
-                if isinstance(found, Accumulator):
-                    continue  # stays: the model computes with it
-                if (_module_of(found) or "").partition(".")[0] == _OURS:
-                    yield found, _remover(module, kind, key)
+        for found, remove in hooks_in(module):
+            if isinstance(found, Accumulator):
+                continue  # stays: the model computes with it
+            if (_module_of(found) or "").partition(".")[0] == _OURS:
+                yield found, remove
 
 
 def _module_of(hook: Any) -> str | None:  # noqa: ANN401
     return hook.__module__ if isinstance(hook, type(release)) else type(hook).__module__
-
-
-def _remover(module: nn.Module, kind: MutableMapping[int, Any], key: int) -> Callable[[], None]:
-    def remove() -> None:
-        for place in (
-            module._forward_hooks_with_kwargs,
-            module._forward_pre_hooks_with_kwargs,
-            module._forward_hooks_always_called,
-            kind,  # last: by it the hook is found
-        ):
-            place.pop(key, None)
-
-    return remove

@@ -102,8 +102,8 @@ def boosted(step: Steps, settings: Settings, course: Course) -> Need:
     shape, drawn, r = form(settings.adapter, settings.bias), course.most_L_s, course.most_r
     room = min(step.depth, max(3, drawn))
     with _frozen(step.model):
-        booster = Booster(step.layers, room, r, shape, settings.lora_dropout)
-        booster.attach(step.model, [])
+        booster = Booster(step.model, step.layers, room, r, shape, settings.lora_dropout)
+        booster.attach([])
         worst, least = _extremes(step, booster, drawn)
         itemsize = booster.factors[0].element_size()
         booster.detach()

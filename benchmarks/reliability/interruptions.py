@@ -1,7 +1,7 @@
 """Interruptions at any line of ``step()``, ``merge()`` and ``finalize()``, as Ctrl-C makes them.
 
 Afterwards the model computes what it did before or what it would have after, and going on reaches
-the same weights.
+the same weights. One whose optimizer was interrupted in the making is what it was, without a hook.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch_xgb
 from benchmarks.reliability.counts import Counts, Fault
 from benchmarks.reliability.subjects import Kind, batch, boosted, digest, model_of, step
 from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.boosters.hooks import hooks_in
 
 __all__ = ["Interruption", "interrupted", "lines_of", "run"]
 
@@ -81,6 +82,10 @@ def run(quick: bool, seed: int) -> Counts:
             for at in sorted(dice.sample(places, min(len(places), 6)) if quick else places):
                 with counts.fault(f"{kind.model}, {kind.settings}, {call}(), line {at}") as fault:
                     one(kind, call, at, fault)
+        places = _once_each(lines_of(lambda: boosted(model_of(kind), kind)), dice)  # noqa: B023
+        for at in sorted(dice.sample(places, 6)) if quick else places:
+            with counts.fault(f"{kind.model}, {kind.settings}, made, line {at}") as fault:
+                made(kind, at, fault)
     return counts
 
 
@@ -118,6 +123,29 @@ def one(kind: Kind, call: str, at: int, fault: Fault) -> None:
             fault.refused = False
     if fault.wrong and line not in fault.wrong:
         fault.wrong += f" ({line})"
+
+
+def made(kind: Kind, at: int, fault: Fault) -> None:
+    """Interrupt an optimizer in the making; look at the model, and make another."""
+    model, twin = model_of(kind), model_of(kind)
+    if not interrupted(lambda: boosted(model, kind), at):
+        return
+    if _described(model) != _described(twin):
+        fault.wrong = "the model is not what it was"
+        return
+    ends = []
+    for one in (model, twin):
+        optimizer = boosted(one, kind)
+        for number in range(4):
+            step(one, optimizer, number)
+        ends.append(digest(optimizer.finalize().state_dict()))
+    if ends[0] != ends[1]:
+        fault.wrong = "another optimizer reaches other weights"
+
+
+def _described(model: nn.Module) -> tuple[str, list[bool], dict[str, int]]:
+    hooks = {name: len(list(hooks_in(module))) for name, module in model.named_modules()}
+    return digest(model.state_dict()), [p.requires_grad for p in model.parameters()], hooks
 
 
 def _go_on(

@@ -126,6 +126,12 @@ def laid_out(model: Model, how: str) -> tuple[int, int]:
     if how == "cut":
         cut(model, init_device_mesh("cpu", (4,), mesh_dim_names=("four",)))
         return 0, 1
+    if how == "cut hybrid":
+        mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("copies", "parts", "rows"))
+        cut(model, mesh["rows"])
+        for block in (*model.blocks, model):
+            fully_shard(block, mesh=mesh["copies", "parts"])
+        return mesh["copies"].get_local_rank(), 2
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "rows"))
     cut(model, mesh["rows"], sequence="sequence" in how)
     if "alone" in how:  # nobody shards over the other dimension, and nobody needs to
@@ -169,6 +175,7 @@ SMOOTH = {"optimizer_class": SGD, "lr": 1.0, "momentum": 0.9, "lora_alpha": None
 SINGLE: dict[str, tuple[str, dict[str, Any]]] = {
     "single, over four": ("cut", SMOOTH),
     "single, under FSDP2": ("cut sharded", SMOOTH | {"r": 2, "carry": 0.9}),
+    "single, under FSDP2 in copies": ("cut hybrid", SMOOTH),
     "single, transformers": ("transformers", SMOOTH | {"r": 2}),
 }
 

@@ -84,8 +84,9 @@ class Followed:
                     raise RuntimeError(
                         _estranged(name, "has been taken out of the model, or replaced,")
                     )
-        if self._are_kept():
-            return
+        in_full = [p for group in base.param_groups[1:] for p in group["params"]]
+        if self._are_kept() or any(map(is_dtensor, [*in_full, *self.selection.model.parameters()])):
+            return  # of a sharded model others stand there while it is gathered
         self.settle(base)
         for _, _, p, dtype in self._places:
             _cast(base.state.get(p, {}), dtype, p)

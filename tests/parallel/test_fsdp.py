@@ -243,3 +243,19 @@ def test_resume_inside_a_booster_is_bitwise(tmp_path: Path) -> None:
     for found in run(_resume_both, 2, str(tmp_path)):
         for straight, resumed in found:
             assert straight == resumed
+
+
+def _looked_at_before_each_step() -> int:
+    model, optimizer = build({"modules_to_save": ["head"]}, "after", torch.float32)
+    for batch in batches(4, torch.float32):
+        x, y = share(batch)
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            model(x)  # leaves the root's weights gathered
+        optimizer.step()
+    return int(optimizer.booster_index)
+
+
+def test_an_evaluation_between_backward_and_step() -> None:
+    assert run(_looked_at_before_each_step, 2) == [1, 1]

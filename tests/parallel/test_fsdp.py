@@ -251,8 +251,9 @@ def _looked_at_before_each_step() -> int:
         x, y = share(batch)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
-        with torch.no_grad():
-            model(x)  # leaves the root's weights gathered
+        if optimizer.booster_step:
+            with torch.no_grad():
+                model(x)  # leaves the root's weights gathered
         optimizer.step()
     return int(optimizer.booster_index)
 

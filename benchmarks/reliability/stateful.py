@@ -110,7 +110,7 @@ def run(quick: bool, seed: int) -> Counts:
     try:
         with counts.fault("lives") as fault:
             try:
-                done = live(child, *((20, 12) if quick else (1500, 40)), seed, True, not quick)
+                done = live(child, *((20, 12) if quick else (500, 40)), seed, True, not quick)
             except AssertionError as error:
                 fault.wrong = "".join([str(error), *getattr(error, "__notes__", [])])
             else:

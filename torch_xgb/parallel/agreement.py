@@ -14,6 +14,7 @@ from torch_xgb.processes import gather
 from torch_xgb.weights.dtensors import local
 from torch_xgb.weights.fingerprints import NUMBERING
 from torch_xgb.weights.places import place_of
+from torch_xgb.weights.transfers import told
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,7 +68,7 @@ def agree_on_step(
 ) -> None:
     """Compare what a step is about to be taken with to that of the other processes.
 
-    Two numbers a tensor are exchanged, and compared up to rounding.
+    Two numbers a tensor are exchanged, and compared up to rounding; the device is waited for once.
 
     Args:
         step: How many were taken here, with this one.
@@ -78,9 +79,7 @@ def agree_on_step(
     Raises:
         RuntimeError: On every process, if one of them differs from the first.
     """
-    mine = {name: None if g is None else _summary(g) for name, g in gradients.items()}
-    here = {n: v if isinstance(v, str) else _summary(v) for n, v in values.items()}
-    both = gather((mine, here), group)
+    both = gather(_summaries(gradients, values), group)
     everyone, held = [one for one, _ in both], [one for _, one in both]
     when = "the first step" if step == 1 else f"step {step}"
     if shown := _differing(held):
@@ -120,13 +119,22 @@ def _waited_for(everyone: Sequence[Mapping[str, object]]) -> str:
     )
 
 
-def _summary(gradient: Tensor) -> tuple[float, float]:
+def _summaries(*several: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return mappings with two numbers in the place of each tensor."""
+    tensors = [v for values in several for v in values.values() if isinstance(v, Tensor)]
+    numbers = iter(told([_summary(tensor) for tensor in tensors]))
+    return [
+        {n: tuple(next(numbers)) if isinstance(v, Tensor) else v for n, v in values.items()}
+        for values in several
+    ]
+
+
+def _summary(gradient: Tensor) -> Tensor:
     """Return ‖g‖ and a sum in which every entry has another weight, of about that size."""
     g = gradient.coalesce().values() if gradient.is_sparse else gradient
     g = (torch.view_as_real(g) if g.is_complex() else g).reshape(-1).double()
     weights = torch.linspace(-1, 1, g.numel(), dtype=g.dtype, device=g.device)
-    norm, summed = torch.stack([g.norm(), (g * weights).sum() / max(1, g.numel()) ** 0.5]).tolist()
-    return norm, summed
+    return torch.stack([g.norm(), (g * weights).sum() / max(1, g.numel()) ** 0.5])
 
 
 def _close(one: Any, other: Any) -> bool:  # noqa: ANN401

@@ -67,6 +67,7 @@ def steps_printed(done: subprocess.CompletedProcess[str]) -> dict[int, str]:
     return {int(line.split()[1].rstrip(":")): line for line in lines}
 
 
+@pytest.mark.long
 @needs_minilm
 @pytest.mark.distributed
 def test_a_killed_run_ends_and_the_next_goes_on(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def measure(name: str, dtype: str, steps: int) -> Record:
         route = single if name == "single" else ROUTES[name]
         optimizer, losses = route(getattr(torch, dtype), batches(steps))
         factors = [f.numel() * f.element_size() for f in optimizer.boosting.lent]
-        merge = optimizer.boosting.merge
+        pace = optimizer.boosting.pace
+        merge = pace.merge
 
         def counted_merge() -> None:
             before = len(sent)
@@ -43,7 +44,7 @@ def measure(name: str, dtype: str, steps: int) -> Record:
                 merge()
             merging.append(counter.get_total_counts() + len(sent) - before)
 
-        setattr(optimizer.boosting, "merge", counted_merge)  # noqa: B010
+        setattr(pace, "merge", counted_merge)  # noqa: B010
         sent.clear()
         seen = [float(loss) for loss in losses]
     return {

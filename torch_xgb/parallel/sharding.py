@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.booster import Booster
-from torch_xgb.parallel.agreement import agree_on_step, some_rows
 from torch_xgb.parallel.averaging import Averager
 from torch_xgb.parallel.replicas import Replicas
+from torch_xgb.parallel.standing import Standing
 from torch_xgb.parallel.tensors import refuse
 from torch_xgb.processes import everyone
 from torch_xgb.targets.selection import Selection
 from torch_xgb.weights.dtensors import is_dtensor
-from torch_xgb.weights.places import Whole, place_of
+from torch_xgb.weights.places import place_of
 from torch_xgb.weights.sharded import is_parallel, is_sharded, settle, training_group
 from torch_xgb.weights.wrappers import refuse_fsdp1
 
@@ -75,7 +75,7 @@ class Sharding:
         self.parallel = is_parallel(model)
         self.group = training_group(model)
         self._alone = self.group is None
-        self._unstepped, self._looked = True, 0
+        self._unstepped, self._standing = True, Standing(booster)
         self._looking: list[RemovableHandle] = []
         self._at_detach = ExitStack()
         self._replicas = Replicas(model)
@@ -177,9 +177,6 @@ class Sharding:
     ) -> None:
         """Look whether other processes have the same gradients, and stand where this one does.
 
-        Before the first step with any, and then ever more seldom, up to every 64th: calls are
-        counted, which do not depend on where a process stands.
-
         Args:
             others: The Parameters trained in full.
             standing: Where this one stands.
@@ -189,26 +186,7 @@ class Sharding:
             RuntimeError: If they have not, or do not.
         """
         self.booster.drop_idle_gradients()
-        self._looked += 1
-        step, group = self._looked, self.group
-        if group is None or group.size() == 1 or step % min(64, 1 << (step.bit_length() - 1)):
-            return
-        factors = [(f"factor {i} of {n}", f) for i, (n, f) in enumerate(self.booster.named)]
-        kept = [(n, p) for n, p in others if not is_dtensor(p) and place_of(p).group is None]
-        gradients = {name: p.grad for name, p in (*factors, *kept)}
-        agree_on_step(step, gradients, self._held(standing, base) if step > 1 else {}, group)
-
-    def _held(self, standing: Mapping[str, str], base: Optimizer) -> dict[str, Tensor | str]:
-        """Return what processes that go on alike have alike."""
-        rates = [group.get("lr") for group in base.param_groups]
-        weights = [w for adapter in self.booster.active for w in adapter.weights]
-        whole = [w for w in weights if type(w.place) is Whole and w.parameter.numel()]
-        return {
-            **standing,
-            **{f"the rate of group {i}": f"{float(lr):.6g}" for i, lr in enumerate(rates) if lr},
-            **{f"the weight {w.name}": some_rows(w.parameter) for w in whole},
-            **{f"factor {i} of {n}": f.detach() for i, (n, f) in enumerate(self.booster.named)},
-        }
+        self._standing.before_step(others, standing, base, self.group)
 
     def _beside(self, group: ProcessGroup | None) -> ProcessGroup | None:
         """Return the processes over which a wrapper averages.

@@ -74,7 +74,6 @@ def test_forward_mode() -> None:
     assert torch.allclose(tangent, expected)
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.9")
 def test_threads_leave_the_precision_of_products_as_it_was() -> None:
     products = torch.backends.mkldnn.matmul
     before = products.fp32_precision

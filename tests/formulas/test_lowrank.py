@@ -278,9 +278,6 @@ class _Precisions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.mkldnn, "matmul"), reason="torch has no precision for one library"
-)
 def test_products_of_a_pair_are_never_rounded() -> None:
     y, x, A, B = (torch.randn(shape) for shape in ((6, 5), (6, 4), (1, 4), (5, 1)))
     before = torch.get_float32_matmul_precision()
@@ -294,10 +291,6 @@ def test_products_of_a_pair_are_never_rounded() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
-    reason="torch lacks the newer precision API",
-)
 def test_precision_may_be_set_the_new_way() -> None:
     y, x, A, B = (torch.randn(shape) for shape in ((6, 5), (6, 4), (1, 4), (5, 1)))
     before = torch.backends.cuda.matmul.fp32_precision

@@ -13,11 +13,13 @@ from tiny import stack
 from torch_xgb import BoostedLowRankOptimizer
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_ignore_frozen_params_is_refused_while_weights_are_frozen(wrapped: bool) -> None:
+@pytest.mark.parametrize("wrappers", [0, 1, 40])
+def test_ignore_frozen_params_is_refused_while_weights_are_frozen(wrappers: int) -> None:
     model = stack().requires_grad_(True)
     optimizer = BoostedLowRankOptimizer(torch.optim.AdamW, model, modules_to_save=[], lr=1e-2)
-    outer = nn.Sequential(model) if wrapped else model
+    outer = model
+    for _ in range(wrappers):
+        outer = nn.Sequential(outer)
     frozen = StateDictOptions(ignore_frozen_params=True)
     with pytest.raises(RuntimeError, match="ignore_frozen_params=True would leave out"):
         get_model_state_dict(outer, options=frozen)

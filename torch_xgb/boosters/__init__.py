@@ -9,6 +9,6 @@ need, ``accumulator`` what is merged beside one, ``freeze`` what else is trained
 ``hooks`` finds those in a module, ``reach`` and ``beside`` outputs that depend on no pair,
 ``recompute`` blocks computed again in backward, ``report`` what a merge did.
 
-May import targets, weights, formulas, checks. One more form: a class with ``Form``'s methods, its
-name in ``forms.form``, and its equation in the reference that the tests compare with.
+May import targets, weights, formulas, checks, callers. One more form: a class with ``Form``'s
+methods, its name in ``forms.form``, and its equation in the reference that the tests compare with.
 """

@@ -6,13 +6,13 @@ the stack says that they are there for one call.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import stateless
+
+from torch_xgb.callers import callers
 
 __all__ = ["Own", "in_functional_call"]
 
@@ -44,12 +44,7 @@ def in_functional_call() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _AT_WORK:
-            return True
-        frame = frame.f_back
-    return False
+    return any(frame.f_code is _AT_WORK for frame in callers())
 
 
 _AT_WORK = stateless._functional_call.__code__

@@ -6,13 +6,13 @@ Everything is checked before anything is changed; what fails all the same is tak
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch_xgb.base.saved import check_counters, check_saved, load_saved, unchanged_on_error
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosting.handle import Boosting
+from torch_xgb.callers import callers
 from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.saving.entry import ENTRY, find
 from torch_xgb.saving.one_piece import (
@@ -94,13 +94,12 @@ def _refuse_getters() -> None:
     """Refuse ``torch.distributed.checkpoint.state_dict``'s getters.
 
     They keep what can be named by a Parameter, which a booster's place in the run cannot, and drop
-    the rest without a word. Nothing but the stack tells that it is they who ask.
+    the rest without a word.
 
     Raises:
         RuntimeError: If they do.
     """
-    frame = sys._getframe(1)
-    for _ in range(8):
+    for frame in callers():
         if frame.f_code.co_name == "_get_optim_state_dict" and str(
             frame.f_globals.get("__name__")
         ).startswith("torch.distributed.checkpoint"):
@@ -111,6 +110,3 @@ def _refuse_getters() -> None:
                 "optimizer.state_dict() itself, as it is, and load it by "
                 "optimizer.load_state_dict(). See docs/how-to/distributed.md, Checkpoints"
             )
-        if frame.f_back is None:
-            return
-        frame = frame.f_back

@@ -7,6 +7,6 @@ beside weights, ``rest`` what nobody trains, ``entry`` the optimizer's entry wit
 comparison, ``layout`` what such an entry must look like, ``seal`` what a state is known by again,
 ``one_piece`` a state for those who would take it to pieces.
 
-May import boosters, schedule, weights, formulas, settings, processes. One more thing to save: a key
-in ``entry`` and its shape in ``layout``, and the version before still read.
+May import boosters, schedule, weights, formulas, settings, processes, callers. One more thing to
+save: a key in ``entry`` and its shape in ``layout``, and the version before still read.
 """

@@ -8,29 +8,28 @@ the state itself, of ``{"optimizer": optimizer}``, it gets one entry: bytes, ten
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_xgb.callers import callers
 from torch_xgb.weights.dtensors import whole
 
 __all__ = ["blank", "gathered", "in_one_piece", "is_being_read", "is_being_written", "taken_apart"]
 
 _KEY = "in_one_piece"
-_DEEP = 12  # frames between it and here, a class of the user's among them
 
 
 def is_being_written() -> bool:
     """Tell whether it is ``torch.distributed.checkpoint`` that asks, to save."""
-    return _is_beneath("torch.distributed.checkpoint.state_dict_saver")
+    return _is_calling("torch.distributed.checkpoint.state_dict_saver")
 
 
 def is_being_read() -> bool:
     """Tell whether it is ``torch.distributed.checkpoint`` that asks, to load."""
-    return _is_beneath("torch.distributed.checkpoint.state_dict_loader")
+    return _is_calling("torch.distributed.checkpoint.state_dict_loader")
 
 
 def blank() -> dict[str, Any]:
@@ -72,13 +71,5 @@ def gathered(state: Any) -> Any:  # noqa: ANN401
     return [gathered(value) for value in state] if isinstance(state, list) else state
 
 
-def _is_beneath(module: str) -> bool:
-    """Tell whether a module is at work: nothing but the stack tells who asks."""
-    frame = sys._getframe(2)
-    for _ in range(_DEEP):
-        if frame.f_globals.get("__name__") == module:
-            return True
-        if frame.f_back is None:
-            return False
-        frame = frame.f_back
-    return False
+def _is_calling(module: str) -> bool:
+    return any(frame.f_globals.get("__name__") == module for frame in callers())

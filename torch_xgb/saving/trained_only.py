@@ -6,14 +6,11 @@ them out without a word.
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
-
 from torch import nn
 
-__all__ = ["refuse_trained_only"]
+from torch_xgb.callers import callers
 
-_FAR = 24  # frames between a saver and the model's state_dict, through wrappers of the model
+__all__ = ["refuse_trained_only"]
 
 
 def refuse_trained_only(module: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -22,16 +19,12 @@ def refuse_trained_only(module: nn.Module, prefix: str, keep_vars: bool) -> None
     Raises:
         RuntimeError: If the ``state_dict()`` about to be made is for such a saver.
     """
-    frame: FrameType | None = sys._getframe(1)
-    for _ in range(_FAR):
-        if frame is None:
-            return
-        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
-            if getattr(frame.f_locals.get("info"), "ignore_frozen_params", False):
-                raise RuntimeError(
-                    "ignore_frozen_params=True would leave out every weight that the boosters are "
-                    "merged into: they are trained, and never require a gradient. Save without it, "
-                    "or after finalize(); optimizer.chain.to_peft(folder) writes the small file "
-                    "of what was trained (record=True)"
-                )
-        frame = frame.f_back
+    for frame in callers():
+        getter = frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict"
+        if getter and getattr(frame.f_locals.get("info"), "ignore_frozen_params", False):
+            raise RuntimeError(
+                "ignore_frozen_params=True would leave out every weight that the boosters are "
+                "merged into: they are trained, and never require a gradient. Save without it, "
+                "or after finalize(); optimizer.chain.to_peft(folder) writes the small file "
+                "of what was trained (record=True)"
+            )

@@ -10,8 +10,8 @@ embeddings, head and norms are trained in full by every method at the same rate,
 matrices only through the method. Each method's rate is the best of three on held-out files at
 K = 400, seed 0, and of a fourth where the best is at an end of the three; it falls linearly from
 the start, or is held for three quarters of the run. The queue begins with what matters most: rank 1
-at K = 1,600 with three seeds, then K = 6,400, then the rest. Runs are
-appended to benchmarks/results/ceiling.jsonl.
+at K = 1,600 with three seeds, then K = 6,400, there at half and at twice the rate too, then the
+rest. Runs are appended to benchmarks/results/ceiling.jsonl.
 
 With --known a map whose best approximation of each rank is known learns another, by LoRA, the
 paper's boosters and pairs let go at several speeds (benchmarks.runs.letting_go).
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from benchmarks.runs import ceiling, command, letting_go
 from benchmarks.runs.journal import Journal
 from benchmarks.subjects import bytelm
-from benchmarks.tables.ceiling import difference_table, loss_table, measure
+from benchmarks.tables.ceiling import difference_table, loss_table, measure, rate_table
 from benchmarks.tables.letting_go import letting_go_table
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.table:
         ceiling.QUEUE.run(journal)
         measure(journal, rounds=12)
-    print(loss_table(journal), difference_table(journal), sep="\n\n")
+    print(loss_table(journal), difference_table(journal), rate_table(journal), sep="\n\n")
 
 
 if __name__ == "__main__":

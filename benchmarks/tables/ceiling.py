@@ -6,7 +6,7 @@ from functools import partial
 from benchmarks.measures.ceiling import counted, interleaved, ratios
 from benchmarks.measures.metrics import interval
 from benchmarks.methods.ceiling import METHODS
-from benchmarks.runs.ceiling import LENGTHS, QUEUE, SEEDS, Queue
+from benchmarks.runs.ceiling import LENGTHS, OTHER_RATES, QUEUE, SEEDS, Queue
 from benchmarks.runs.journal import Journal, Record
 from benchmarks.tables.table import table
 
@@ -48,6 +48,18 @@ def difference_table(
         if any(cell != "–" for cell in cells):
             rows.append([name, *cells])
     return table(["loss, less LoRA's", *(f"K = {steps:,}" for steps in lengths)], rows)
+
+
+def rate_table(journal: Journal, steps: int = LENGTHS[-1], queue: Queue = QUEUE) -> str:
+    """Lay out the losses of seed 0 at other rates than the one found at the search's K."""
+    rows, times = [], sorted((1.0, *OTHER_RATES))
+    for name, method in METHODS.items():
+        runs = [queue.final(method, 0, steps, journal, x) for x in times]
+        found = [[journal[r.key]["loss"]] if r and r.key in journal else [] for r in runs]
+        if sum(map(bool, found)) > 1:
+            rows.append([name, f"{queue.rate(method, journal):g}", *map(_loss, found)])
+    head = [f"loss at K = {steps:,}, by rate", "rate", *(f"× {x:g}" for x in times)]
+    return table(head, rows) if rows else ""
 
 
 def used(journal: Journal, lengths: Sequence[int] = LENGTHS) -> list[Record]:

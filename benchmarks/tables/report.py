@@ -18,6 +18,7 @@ from benchmarks.tables import efficiency
 from benchmarks.tables.ablation import ablation_table, recorded
 from benchmarks.tables.causal import recorded_table
 from benchmarks.tables.ceiling import difference_table, loss_table, used
+from benchmarks.tables.ceiling import rate_table as ceiling_rates
 from benchmarks.tables.curves import Curve, Point, draw, scatter
 from benchmarks.tables.dynamics import dynamics_table
 from benchmarks.tables.frontier import frontier_table, reached
@@ -164,7 +165,8 @@ def theory_block() -> str:
 def ceiling_block() -> str:
     """Lay out the byte language model's losses, and how far each is from LoRA of its rank."""
     journal = Journal(ceiling.JOURNAL)
-    text = f"{loss_table(journal)}\n\n{difference_table(journal)}"
+    tables = loss_table(journal), difference_table(journal), ceiling_rates(journal)
+    text = "\n\n".join(filter(None, tables))
     return _with_provenance(text, used(journal))
 
 

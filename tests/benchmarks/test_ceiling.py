@@ -14,7 +14,7 @@ from benchmarks.runs import ceiling, letting_go, regime, sweep
 from benchmarks.runs.journal import Journal
 from benchmarks.subjects import bytelm, tasks
 from benchmarks.subjects.targets import Target
-from benchmarks.tables.ceiling import difference_table, loss_table
+from benchmarks.tables.ceiling import difference_table, loss_table, rate_table
 from benchmarks.tables.regime import regime_tables
 from pretrained import needs_minilm, write_rows
 
@@ -95,6 +95,18 @@ def test_a_held_rate_is_compared_with_a_held_one(tmp_path: Path) -> None:
         journal.once(run.key, lambda loss=loss: {"loss": loss})
     shown = difference_table(journal, (1600,))
     assert "LoRA, held" not in shown and shown.splitlines()[-1].endswith("-0.500 |")
+
+
+def test_rates_beside_the_one_found_are_queued_and_laid_out(tmp_path: Path) -> None:
+    path, (held, _) = tmp_path / "ceiling.jsonl", ceiling.HELD
+    queue = ceiling.Queue((ceiling.Stage(2, 1, (held,), (1.0, *ceiling.OTHER_RATES)),), 1, 4)
+    queue.run(Journal(path))
+    losses = {record["key"]["lr"]: record["loss"] for record in Journal(path)}
+    assert sorted(losses) == [5e-3, 1e-2, 2e-2]
+    cells = [
+        cell.strip() for cell in rate_table(Journal(path), 2, queue).split("\n")[-1].split("|")
+    ]
+    assert cells[1:-1] == [held, "0.01", *(f"{losses[lr]:.3f} (1)" for lr in sorted(losses))]
 
 
 def test_a_diverged_run_is_recorded_as_one(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), metavar="TASK")
     parser.add_argument("--steps", type=int, help="K of those tasks (default: the queue's)")
     parser.add_argument("--seeds", type=int, default=1, help="of those tasks (default: 1)")
+    parser.add_argument("--only", nargs="+", choices=regime.METHODS, metavar="METHOD")
     options = parser.parse_args(argv)
     queue = regime.QUICK if options.quick else regime.QUEUE
     if options.tasks and options.steps:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             load_task(task)
     journal = Journal(regime.QUICK_JOURNAL if options.quick else regime.JOURNAL)
     if not options.table:
-        regime.run(queue, journal)
+        regime.run(queue, journal, options.only)
     print(regime_tables(queue, journal))
 
 

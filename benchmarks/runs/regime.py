@@ -41,14 +41,11 @@ class Stage:
     checkpoints: int = 6
 
 
+_FIRST = ("CoLA", "MRPC", "STS-B", "TREC")
 # The papers' lengths are those of the last stages.
 QUEUE = (
-    Stage("CoLA", 1500),
-    Stage("TREC", 1500),
-    Stage("MRPC", 1500),
-    Stage("STS-B", 1500),
-    Stage("CoLA", 3000, 3),
-    Stage("TREC", 3000, 3),
+    *(Stage(task, 3000) for task in _FIRST),
+    *(Stage(task, 3000, 3) for task in _FIRST),
     Stage("MRPC", 7000, 3),
     Stage("STS-B", 10000, 3),
     Stage("CoLA", 10000, 3),
@@ -117,13 +114,14 @@ def planned(stage: Stage, seed: int, journal: Journal) -> list[Followed]:
     return [Followed(run, stage.checkpoints) for run in runs]
 
 
-def run(queue: Sequence[Stage], journal: Journal) -> None:
-    """Do what the journal lacks, every method before any seed twice."""
+def run(queue: Sequence[Stage], journal: Journal, methods: Sequence[str] | None = None) -> None:
+    """Do what the journal lacks, of those methods: each before any seed twice."""
     searches = Journal(RUNS)
     for stage in queue:
         for seed in range(stage.seeds):
             for followed in planned(stage, seed, searches):
-                if followed.key not in journal:
+                wanted = followed.run.method.name in (methods or METHODS)
+                if wanted and followed.key not in journal:
                     last = journal.once(followed.key, followed)["checkpoints"][-1][FINAL]
                     one = followed.run
                     print(f"{one.task:6} K {one.steps:<6} {one.method.name:28} {one.lr:<7g} "

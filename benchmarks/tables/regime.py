@@ -10,8 +10,9 @@ from benchmarks.tables.table import percent, table
 
 
 def regime_tables(queue: Sequence[Stage], journal: Journal) -> str:
-    """Lay out every stage of which something is recorded."""
-    tables = [_stage_table(stage, journal) for stage in queue]
+    """Lay out every task and K of which something is recorded, with the seeds it has."""
+    most = {(stage.task, stage.steps): stage for stage in queue}  # seeds come later in a queue
+    tables = [_stage_table(stage, journal) for stage in most.values()]
     return "\n\n".join(filter(None, tables)) or "Nothing is recorded yet."
 
 

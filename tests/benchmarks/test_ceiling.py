@@ -140,6 +140,8 @@ def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cached.cache_clear()
     queue, journal = (regime.Stage("TREC", 6, 2),), Journal(tmp_path / "regime.jsonl")
     assert "Nothing" in regime_tables(queue, journal)
+    regime.run(queue, journal, ["full fine-tuning"])
+    assert not len(journal)  # one that is not asked for
     regime.run(queue, journal)
     for cached in (tasks.load_task, sweep._bench, regime._scored):
         cached.cache_clear()

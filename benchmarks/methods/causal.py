@@ -15,9 +15,9 @@ from torch_xgb import BoostedLowRankOptimizer
 Build = Callable[[nn.Module, float, int], Trainee]
 
 
-def lora(model: nn.Module, lr: float, seed: int) -> Trainee:
-    """Train PEFT's LoRA of rank 8, alpha 16, on all linear maps."""
-    return trainee(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), lr)
+def lora(model: nn.Module, lr: float, seed: int, r: int = 8) -> Trainee:
+    """Train PEFT's LoRA with s = 2 on all linear maps."""
+    return trainee(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear"), lr)
 
 
 def boosted(model: nn.Module, lr: float, seed: int, **settings: Any) -> Trainee:
@@ -30,6 +30,7 @@ def boosted(model: nn.Module, lr: float, seed: int, **settings: Any) -> Trainee:
 
 METHODS: dict[str, tuple[Build, tuple[float, ...]]] = {
     "PEFT LoRA r=8": (lora, (5e-4, 1e-3)),
+    "PEFT LoRA r=1": (partial(lora, r=1), (1e-3, 2e-3)),
     "XGBLoRA r=1": (boosted, (2e-3, 5e-3)),
     "XGBLoRA r=1, carry=0.97": (
         partial(boosted, carry=0.97, layers_per_booster=None),

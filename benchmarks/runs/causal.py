@@ -1,6 +1,7 @@
 """Runs of a causal LM: trained on answers, scored by likelihood."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +14,10 @@ from benchmarks.runs.journal import RESULTS, Journal, Record
 from benchmarks.runs.step import step
 from benchmarks.subjects import smollm
 from benchmarks.subjects.choices import FOLDERS, Prompts, questions, score
+from benchmarks.subjects.classification import Batch
 
 JOURNAL = RESULTS / "causal.jsonl"
+QUICK_JOURNAL = RESULTS.parents[1] / "runs" / "causal-quick.jsonl"  # short, so no result
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,20 @@ class Size:
 QUICK = Size(16, 1, 60)
 
 
-def train(name: str, method: str, lr: float, seed: int, size: Size) -> tuple[nn.Module, Record]:
+def train(
+    batches: Iterable[Batch], steps: int, method: str, lr: float, seed: int
+) -> tuple[nn.Module, Record]:
     """Fine-tune a fresh model; return it plain, with what training gave."""
-    prompts = Prompts(smollm.tokenizer())
     model = smollm.model().train()
     trainee = METHODS[method][0](model, lr, seed)
-    warmup = max(1, size.steps // 16)
-    schedule = LambdaLR(
-        trainee.optimizer, lambda i: min((i + 1) / warmup, (size.steps - i) / size.steps)
-    )
+    warmup = max(1, steps // 16)
+    schedule = LambdaLR(trainee.optimizer, lambda i: min((i + 1) / warmup, (steps - i) / steps))
     losses, tokens, start = [], 0, time.perf_counter()
-    batches = prompts.training(questions(name, "train"), size.steps, size.batch_size, seed)
-    for batch in Progress(batches, method, total=size.steps, unit="step", leave=False):
+    for batch in Progress(batches, method, total=steps, unit="step", leave=False):
         losses.append(round(step(trainee.model, trainee.optimizer, batch), 4))
         schedule.step()
         tokens += int(batch["attention_mask"].sum())
-    step_ms = 1e3 * (time.perf_counter() - start) / size.steps
+    step_ms = 1e3 * (time.perf_counter() - start) / steps
     trainable = trainee.trainable
     return trainee.finish(), {
         "losses": losses,
@@ -58,7 +59,9 @@ def train(name: str, method: str, lr: float, seed: int, size: Size) -> tuple[nn.
 
 def run(name: str, method: str, lr: float, seed: int, part: str, size: Size) -> Record:
     """Train and score; COPA too, where the run is not a search's."""
-    model, record = train(name, method, lr, seed, size)
+    asked, prompts = questions(name, "train"), Prompts(smollm.tokenizer())
+    batches = prompts.training(asked, size.steps, size.batch_size, seed)
+    model, record = train(batches, size.steps, method, lr, seed)
     record |= zero_shot(name, part, size, model)
     if part == "test":
         record["copa"] = zero_shot("COPA", part, size, model)["score"]

@@ -57,7 +57,7 @@ def docstring_task(dev_share: float = 0.15, root: Path | None = None) -> Task:
     chapters: dict[str, set[str]] = {}
     texts: dict[str, str] = {}
     read = short = 0
-    for chapter, docstring in _docstrings(root):
+    for chapter, docstring in documented(root):
         read += 1
         text = _clean(docstring)
         if len(text.split()) < _MINIMUM_WORDS:
@@ -83,9 +83,9 @@ def docstring_task(dev_share: float = 0.15, root: Path | None = None) -> Task:
     return make_task("stdlib docstrings", train, dev, notes)
 
 
-def _docstrings(root: Path) -> Iterator[tuple[str, str]]:
+def documented(root: Path) -> Iterator[tuple[str, str]]:
     """Yield (chapter, docstring) for every module, class and function below ``root``."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for chapter, names in CHAPTERS.items():
         for name in names.split():
             folder = root / name
@@ -94,7 +94,7 @@ def _docstrings(root: Path) -> Iterator[tuple[str, str]]:
                 if not file.is_file() or "test" in file.relative_to(root).parts:
                     continue
                 for node in ast.walk(ast.parse(file.read_bytes())):
-                    docstring = ast.get_docstring(node) if isinstance(node, documented) else None
+                    docstring = ast.get_docstring(node) if isinstance(node, nodes) else None
                     if docstring:
                         yield chapter, docstring
 

@@ -10,7 +10,7 @@ from benchmarks.methods import ablation, dynamics
 from benchmarks.methods.frontier import CARRIED, LORA
 from benchmarks.methods.method import Method
 from benchmarks.methods.minilm import METHODS, compared
-from benchmarks.runs import causal, ceiling, frontier, glue, letting_go, regime, theory
+from benchmarks.runs import causal, ceiling, domain, frontier, glue, letting_go, regime, theory
 from benchmarks.runs.journal import Journal, Record, canonical
 from benchmarks.runs.sweep import RUNS, best
 from benchmarks.subjects.tasks import TASKS
@@ -20,6 +20,7 @@ from benchmarks.tables.causal import recorded_table
 from benchmarks.tables.ceiling import difference_table, loss_table, used
 from benchmarks.tables.ceiling import rate_table as ceiling_rates
 from benchmarks.tables.curves import Curve, Point, draw, scatter
+from benchmarks.tables.domain import domain_table
 from benchmarks.tables.dynamics import dynamics_table
 from benchmarks.tables.frontier import frontier_table, reached
 from benchmarks.tables.frontier import used as frontier_used
@@ -238,6 +239,12 @@ def causal_block() -> str:
     return _with_provenance(recorded_table(journal), journal)
 
 
+def domain_block() -> str:
+    """Lay out the causal LM's perplexity on text of a domain."""
+    journal = Journal(domain.JOURNAL)
+    return _with_provenance(domain_table(domain.Size(), journal), journal)
+
+
 def missing_block() -> str:
     """Say how much of the full table is still to be run."""
     journal, size = Journal(RUNS), glue.Size()
@@ -267,6 +274,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "theory": theory_block,
     "efficiency": efficiency_block,
     "causal": causal_block,
+    "domain": domain_block,
 }
 
 

@@ -1,9 +1,9 @@
-"""The tables and plots of docs/results/index.md, from the recorded runs. Trains nothing.
+"""The tables and plots of the pages in docs/results, from the recorded runs. Trains nothing.
 
-    python -m benchmarks.report            # rewrites what stands between the page's markers
-    python -m benchmarks.report --check    # fails if the page is not what the records say
+    python -m benchmarks.report            # rewrites what stands between the pages' markers
+    python -m benchmarks.report --check    # fails if a page is not what the records say
 
-The page's prose is written by hand; a table stands between ``<!-- table: name -->`` and
+The pages' prose is written by hand; a table stands between ``<!-- table: name -->`` and
 ``<!-- end -->``. Every table ends with its runs, seeds, wall time and machine.
 """
 
@@ -11,24 +11,29 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.runs import command
-from benchmarks.tables.report import PAGE, rebuilt
+from benchmarks.tables.report import pages, rebuilt
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Rebuild the page."""
+    """Rebuild the pages."""
     parser = command.parser("report", __doc__)
     parser.add_argument(
         "--check",
         action="store_true",
-        help="leave the page as it is and exit 1 if it is stale; plots are drawn anew either way",
+        help="leave pages as they are and exit 1 if one is stale; plots are drawn anew either way",
     )
     options = parser.parse_args(argv)
-    page = PAGE.read_text(encoding="utf-8")
-    new = rebuilt(page)
-    if options.check and new != page:
-        sys.exit(f"{PAGE} is not what the records say: run python -m benchmarks.report")
-    PAGE.write_text(new, encoding="utf-8")
-    print(f"{PAGE}: {'nothing changed' if new == page else 'rewritten'}")
+    old = {path: path.read_text(encoding="utf-8") for path in pages()}
+    new = {path: rebuilt(page) for path, page in old.items()}
+    stale = [path for path in old if new[path] != old[path]]
+    if options.check and stale:
+        names = ", ".join(path.name for path in stale)
+        sys.exit(f"{names}: not what the records say: run python -m benchmarks.report")
+    for path in stale:
+        path.write_text(new[path], encoding="utf-8")
+        print(f"{path}: rewritten")
+    if not stale:
+        print("nothing changed")
 
 
 if __name__ == "__main__":

@@ -3,5 +3,5 @@
 Imports: every other room.
 
 One more: a function from figures or a journal to text, by ``table.table``, named for its command;
-to stand in docs/results/index.md it becomes a block in ``report.BLOCKS``.
+to stand on a page of docs/results it becomes a block in ``report.BLOCKS``.
 """

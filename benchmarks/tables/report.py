@@ -1,4 +1,4 @@
-"""The blocks of docs/results/index.md, tables and plots, by the name a marker asks for them by."""
+"""The blocks of the pages in docs/results, tables and plots, by the names that markers have."""
 
 import re
 import statistics
@@ -31,8 +31,8 @@ from benchmarks.tables.regime import regime_tables
 from benchmarks.tables.table import table
 from benchmarks.tables.theory import findings
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "index.md"
-PLOTS = PAGE.parent / "plots"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
+PLOTS = FOLDER / "plots"
 STEPS, SEEDS = 300, 3
 OWN = (*METHODS, "PEFT LoRA r=1", "XGBLoRA r=1, carry=0.97")  # searched for every task
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -276,6 +276,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "causal": causal_block,
     "domain": domain_block,
 }
+
+
+def pages() -> list[Path]:
+    """Return the pages of results, tables on them or not."""
+    return sorted(FOLDER.glob("*.md"))
 
 
 def rebuilt(page: str) -> str:

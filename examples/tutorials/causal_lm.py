@@ -104,5 +104,5 @@ print(f"after: loss {loss_now():.3f} on instructions it has not seen")
 
 # %% [markdown]
 # A real model with real data: `python -m benchmarks.causal` fine-tunes SmolLM2 on ARC, and
-# [results](../results/index.md#a-causal-lm) says what came of it. Before you begin with a large one, ask
+# [results](../results/tasks.md#a-causal-lm) says what came of it. Before you begin with a large one, ask
 # [what a step will need](planning-memory.md).

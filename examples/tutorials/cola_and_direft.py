@@ -98,5 +98,5 @@ train(
 )
 
 # %% [markdown]
-# What they do on text, with scores: [the family](../results/index.md#the-family). What each setting means:
+# What they do on text, with scores: [the family](../results/parts.md#the-family). What each setting means:
 # [the algorithm](../concepts/algorithm.md).

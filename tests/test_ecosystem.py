@@ -532,6 +532,26 @@ def test_an_optimizer_leaves_what_is_compiled_elsewhere(fresh_compiler: None) ->
     assert graphs == first == 1
 
 
+def test_a_compiled_step_is_not_traced(fresh_compiler: None) -> None:
+    """Merging, drawing and forgetting are no tensor program: traced, they took minutes."""
+    model, twin = quick(), quick()
+    optimizer, plain = boosted(model, **SMALL), boosted(twin, **SMALL)
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        traced.append(graph)
+        return graph
+
+    step = torch.compile(lambda: optimizer.step(), backend=backend)
+    for x, y in batches(5):
+        cross_entropy(model(x), y).backward()
+        step()
+        optimizer.zero_grad()
+    train(twin, plain, batches(5))
+    assert same_values(model, values(twin))
+    assert not traced
+
+
 def test_compile_in_evaluation(fresh_compiler: None) -> None:
     """A graph traced for evaluation in one booster must not answer for the next."""
     model, twin = quick(), quick()

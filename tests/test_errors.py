@@ -1,5 +1,6 @@
 """Every bad input: the error's type, what it names, and that the model is as it was."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -227,6 +228,29 @@ def test_base_that_drops_parameters() -> None:
         return torch.optim.SGD(params[0]["params"][:1], lr=lr)
 
     refuses(model, lambda: build(model, partial), ValueError, "SGD rearranges its param_groups")
+
+
+class Around(torch.optim.Optimizer):
+    """Steps another optimizer, as SAM and Lookahead do."""
+
+    def __init__(self, params: Any, shares: bool, **kwargs: Any) -> None:
+        super().__init__(params, {})
+        self.inner = torch.optim.Adam(self.param_groups, **kwargs)
+        self.param_groups = self.inner.param_groups
+        if shares:
+            self.state = self.inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def test_base_around_another_optimizer() -> None:
+    """Moments kept there would go on in the next booster, whose pair they are not of."""
+    model = stack()
+    alone = functools.partial(Around, shares=False)
+    reason = "Around cannot train boosters: it is around Adam, whose state it does not share"
+    refuses(model, lambda: build(model, alone), ValueError, reason)
+    build(model, functools.partial(Around, shares=True)).finalize()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -224,6 +225,7 @@ class BoostedLowRankOptimizer(Front):
         """Call ``fn(report)`` after each merge; the handle's ``remove()`` ends that."""
         return self.boosting.listeners.add(fn)
 
+    @_disable_dynamo  # a compiler would trace every merge, for minutes
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step of the base; at the κ-th of a booster, merge it and begin the next.
 

@@ -171,6 +171,7 @@ def _build(
     if not isinstance(base, Optimizer):
         raise TypeError(f"{name} must make a torch.optim.Optimizer, got {type(base).__name__}")
     _refuse(type(base))
+    _refuse_apart(base)
     if given != _held(base.param_groups, name):
         raise ValueError(
             f"{type(base).__name__} rearranges its param_groups; it must keep the groups given"
@@ -216,3 +217,15 @@ def _refuse(optimizer_class: type) -> None:
     for refused, why in _REFUSED.items():
         if issubclass(optimizer_class, refused):
             raise ValueError(f"{refused.__name__} cannot train boosters: {why}")
+
+
+def _refuse_apart(base: Optimizer) -> None:
+    """Refuse an optimizer around another one, such as SAM and Lookahead, that shares no state."""
+    for inner in vars(base).values():
+        if isinstance(inner, Optimizer) and inner.state is not base.state:
+            inner_name = type(inner).__name__
+            raise ValueError(
+                f"{type(base).__name__} cannot train boosters: it is around {inner_name}, whose "
+                "state it does not share, so that this would neither begin anew with each booster "
+                f"nor be saved. Give {inner_name} itself"
+            )

@@ -30,6 +30,7 @@ from recording import (
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.ledger.archive import Archive
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.opening import archive_for
 from torch_xgb.ledger.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,14 +121,14 @@ def test_load_explains_what_is_no_ledger(tmp_path: Path) -> None:
 def test_record_is_true_or_a_path(record: object) -> None:
     header, base = synthetic_header()
     with pytest.raises(TypeError, match="None, True or a path"):
-        Writer.open(record, header, base)  # type: ignore[arg-type]
+        Writer(archive_for(record, header), base)  # type: ignore[arg-type]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     header, base = synthetic_header()
     with pytest.raises(ValueError, match="is a file"):
-        Writer.open(tmp_path / "file", header, base)
+        Writer(archive_for(tmp_path / "file", header), base)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -137,9 +138,9 @@ def test_without_safetensors_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     header, base = synthetic_header()
     with pytest.raises(ImportError, match=r"torch-xgb\[ledger\]"):
-        Writer.open(tmp_path / "run", header, base)
+        Writer(archive_for(tmp_path / "run", header), base)
     assert not (tmp_path / "run").exists()
-    Writer.open(True, header, base).check_next(0)
+    Writer(archive_for(True, header), base).check_next(0)
 
 
 # Runs that end, and runs that go on
@@ -289,6 +290,7 @@ from pathlib import Path
 import torch
 from recording import synthetic, synthetic_header
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.opening import archive_for
 from torch_xgb.ledger.resume import Bookmark
 from torch_xgb.ledger.writer import Writer
 
@@ -297,7 +299,7 @@ torch.set_num_threads(1)
 header, base = synthetic_header()
 
 def write(pipe):
-    writer = Writer.open(folder, header, base)
+    writer = Writer(archive_for(folder, header), base)
     chain = writer.chain
     if len(chain):
         here = chain._archive

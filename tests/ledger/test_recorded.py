@@ -17,8 +17,8 @@ from torch.optim import AdamW
 from recording import PLACES, Run, bert, gpt2, logits, same, same_record, weights_of, where
 from torch_xgb import BoostedLowRankOptimizer, MergeReport
 from torch_xgb.ledger.chain import Chain
+from torch_xgb.ledger.opening import writer
 from torch_xgb.ledger.records import BoosterRecord
-from torch_xgb.ledger.writer import writer
 from torch_xgb.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,9 +18,10 @@ from torch_xgb.boosters.report import MergeReport
 from torch_xgb.formulas.lowrank import frobenius_norms
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.ledger.header import ChainHeader, WeightFacts
+from torch_xgb.ledger.opening import writer
 from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.ledger.resume import Bookmark
-from torch_xgb.ledger.writer import Writer, writer
+from torch_xgb.ledger.writer import Writer
 from torch_xgb.settings import Settings
 from torch_xgb.targets.layers import Layer, Target
 from torch_xgb.targets.selection import select

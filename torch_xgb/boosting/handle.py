@@ -27,8 +27,10 @@ from torch_xgb.boosting.pace import Pace
 from torch_xgb.boosting.release import vacate
 from torch_xgb.boosting.slight import tell_if_slight
 from torch_xgb.boosting.told import told, told_alike
-from torch_xgb.boosting.turn import Turn, Turns
-from torch_xgb.ledger.writer import Writer, writer
+from torch_xgb.boosting.turn import Turn
+from torch_xgb.boosting.turns import Turns
+from torch_xgb.ledger.opening import writer
+from torch_xgb.ledger.writer import Writer
 from torch_xgb.parallel.agreement import agree
 from torch_xgb.parallel.sharding import Sharding
 from torch_xgb.saving.accumulated import Accumulated
@@ -41,7 +43,8 @@ from torch_xgb.schedule.draws import Draw
 from torch_xgb.settings import Contract, Settings
 from torch_xgb.targets.admission import admit
 from torch_xgb.targets.compiled import uncompiled
-from torch_xgb.targets.selection import check_rank, select
+from torch_xgb.targets.designated import check_rank
+from torch_xgb.targets.selection import select
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.weight import Weight
 

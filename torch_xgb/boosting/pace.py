@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosting.later import Later
-from torch_xgb.boosting.turn import Turn, Turns
+from torch_xgb.boosting.turn import Turn
+from torch_xgb.boosting.turns import Turns
 from torch_xgb.ledger.writer import Writer
 from torch_xgb.saving.pending import Pending
 

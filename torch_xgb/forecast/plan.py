@@ -17,7 +17,7 @@ from torch_xgb.forecast.needs import Forecast, Need
 from torch_xgb.forecast.shapes import fake_batch, fake_model, unpacked
 from torch_xgb.schedule.course import Course
 from torch_xgb.settings import Settings
-from torch_xgb.targets.selection import check_rank, select_layers
+from torch_xgb.targets.designated import check_rank, select_layers
 from torch_xgb.weights.merge import MERGE_PRECISIONS
 
 __all__ = ["plan"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch_xgb.ledger.scores import SCORES, Scores
 from torch_xgb.ledger.sections import ORIGINALS, Sections, section_of
 from torch_xgb.ledger.store import Folder, Store
 
-__all__ = ["Archive", "check_ours", "read_header"]
+__all__ = ["Archive", "read_header"]
 
 _HEADER = "chain"
 
@@ -76,12 +76,6 @@ class Archive:
 
     # What is there
 
-    def records(self, last: int) -> Iterator[BoosterRecord]:
-        """Return boosters 0 to ``last``, one at a time, each following the one before."""
-        for t in range(last + 1):
-            self.sections.require_link(t)
-            yield self.sections.record(t)
-
     def delta(self, name: str, last: int) -> tuple[Tensor, Tensor]:
         """Return a weight's update by boosters 0 to ``last``: factors side by side, in float64.
 
@@ -100,6 +94,15 @@ class Archive:
     def has_originals(self) -> bool:
         """Whether the original weights are there."""
         return ORIGINALS in self.store
+
+    def require_begun(self) -> None:
+        """Refuse to give anything before there is.
+
+        Raises:
+            RuntimeError: If nothing was written in this run.
+        """
+        if not self.begun:
+            raise RuntimeError("the ledger is empty: nothing was trained with it yet")
 
     # What is written
 
@@ -201,20 +204,6 @@ def read_header(store: Store) -> ChainHeader | None:
     document = store.document(_HEADER)
     with reading(store.place(_HEADER)):
         return None if document is None else ChainHeader.read(document)
-
-
-def check_ours(store: Store) -> None:
-    """Make sure that what has the names of a ledger's parts is one's, for it will be overwritten.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    kept = read_header(store) is not None
-    if ORIGINALS in store:  # written before the header
-        store.facts(ORIGINALS)
-    with reading(store.place(SCORES)):
-        if not kept and store.holds(SCORES):
-            raise ValueError("there is no chain.json beside it. Choose another path for record=")
 
 
 def _count(store: Store) -> int:

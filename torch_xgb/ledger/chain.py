@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from torch_xgb.boosters.slots import require_plain
 from torch_xgb.checks import integer
 from torch_xgb.ledger.archive import Archive
 from torch_xgb.ledger.export import ExportReport, write_adapter
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.plot import draw_chain
 from torch_xgb.ledger.records import BoosterRecord
-from torch_xgb.ledger.restore import find, replay, require_original
+from torch_xgb.ledger.restore import Restoration
 from torch_xgb.ledger.scores import Scores
-from torch_xgb.weights.merge import add_product
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +71,7 @@ class Chain:
         return self._archive.sections.record(t % len(self))
 
     def __iter__(self) -> Iterator[BoosterRecord]:
-        return iter(self._archive.records(len(self) - 1))
+        return self._archive.sections.records(len(self) - 1)
 
     def __repr__(self) -> str:
         scored = f"{len(self.scores)} scored"
@@ -126,7 +123,6 @@ class Chain:
 
     # Back into models
 
-    @torch.no_grad()
     def rollback(self, model: nn.Module, to: int) -> nn.Module:
         """Give a model the weights it had after booster ``to``; −1 gives the original ones.
 
@@ -147,17 +143,9 @@ class Chain:
                 that is needed of it is damaged. Nothing is changed.
         """
         to = self._booster("to", to, -1)
-        require_plain(model)
-        weights, saved = find(model, self.header)
-        self._require_begun()
-        self._verify(to, originals=True)
-        for name, original in self._archive.sections.originals(weights):
-            weights[name].parameter.copy_(original)
-        replay(self._archive.records(to), weights, self.header)
-        self._restore(saved, to)
+        Restoration(model, self._archive).roll_back(to)
         return model
 
-    @torch.no_grad()
     def apply(
         self, model: nn.Module, to: int | None = None, exact: bool | None = None
     ) -> nn.Module:
@@ -179,19 +167,7 @@ class Chain:
                 ones, or anything that is needed of the ledger is damaged. Nothing is changed.
         """
         to = self._last(to)
-        require_plain(model)
-        weights, saved = find(model, self.header)
-        self._require_begun()
-        require_original(weights, self.header)
-        self._verify(to, originals=False)
-        narrow = {n for n, w in weights.items() if w.parameter.element_size() < 4}
-        summed = narrow if exact is None else set(weights) if exact else set()
-        if merged := {name: weights[name] for name in weights if name not in summed}:
-            replay(self._archive.records(to), merged, self.header)
-        for name in summed:
-            W = weights[name].place.local
-            W.copy_(add_product(weights[name], W, *self.delta(name, to), 1.0))
-        self._restore(saved, to)
+        Restoration(model, self._archive).apply(to, exact)
         return model
 
     def delta(self, name: str, to: int | None = None) -> tuple[Tensor, Tensor]:
@@ -222,10 +198,10 @@ class Chain:
             RuntimeError: If nothing was recorded.
             ValueError: If anything of the ledger is damaged, or there is a folder of this name.
         """
-        self._require_begun()
+        self._archive.require_begun()
         if Path(file).is_dir():
             raise ValueError(f"a packed ledger is a file, and {os.fspath(file)!r} is a folder")
-        self._verify(len(self) - 1, originals=True)
+        self._archive.sections.verify(len(self) - 1, originals=True)
         self._archive.save(Path(file))
 
     def to_peft(
@@ -250,7 +226,7 @@ class Chain:
             RuntimeError: If nothing was recorded.
             ValueError: If a LoRA adapter cannot express the chain.
         """
-        self._require_begun()
+        self._archive.require_begun()
         last = self._last(to)
         base = base_model_name_or_path or self.header.base_model
         return write_adapter(
@@ -290,25 +266,3 @@ class Chain:
 
     def _last(self, to: int | None) -> int:
         return len(self) - 1 if to is None else self._booster("to", to, -1)
-
-    def _require_begun(self) -> None:
-        if not self._archive.begun:
-            raise RuntimeError("the ledger is empty: nothing was trained with it yet")
-
-    def _verify(self, to: int, *, originals: bool) -> None:
-        """Read all that will be needed, one thing at a time, before anything is changed.
-
-        Raises:
-            ValueError: If anything of it is damaged.
-        """
-        if originals:
-            for _ in self._archive.sections.originals():
-                pass
-        for _ in self._archive.records(to):
-            pass
-        if to < 0:
-            self._archive.sections.saved(to)
-
-    def _restore(self, saved: Mapping[str, nn.Parameter], t: int) -> None:
-        for name, tensor in self._archive.sections.saved(t).items():
-            saved[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""From a header's names back to a model's weights, and boosters merged into them once more."""
+"""A model that is given the boosters of a ledger again, found by a header's names."""
 
 from __future__ import annotations
 
@@ -7,18 +7,81 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from torch_xgb.boosters.slots import require_plain
+from torch_xgb.ledger.archive import Archive
 from torch_xgb.ledger.header import ChainHeader
 from torch_xgb.ledger.records import BoosterRecord
 from torch_xgb.targets.compiled import plain_name
-from torch_xgb.weights.merge import Merger
+from torch_xgb.weights.merge import Merger, add_product
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["find", "replay", "require_original"]
+__all__ = ["Restoration"]
 
 Found = tuple[dict[str, Weight], dict[str, nn.Parameter]]
 
 
-def find(model: nn.Module, header: ChainHeader) -> Found:
+class Restoration:
+    """A model, and what of it a ledger restores: looked at in full before anything is changed.
+
+    Args:
+        model: To be changed in place.
+        archive: What it is given.
+
+    Raises:
+        RuntimeError: If an optimizer is still attached to the model, or nothing was recorded.
+        ValueError: If the ledger belongs to another model.
+    """
+
+    def __init__(self, model: nn.Module, archive: Archive) -> None:
+        require_plain(model)
+        self._weights, self._saved = _find(model, archive.header)
+        archive.require_begun()
+        self._archive, self._header = archive, archive.header
+
+    @torch.no_grad()
+    def roll_back(self, to: int) -> None:
+        """Put the original weights back, and merge boosters 0 to ``to`` anew.
+
+        Raises:
+            ValueError: If anything that is needed is damaged. Nothing is changed.
+        """
+        sections = self._archive.sections
+        sections.verify(to, originals=True)
+        for name, original in sections.originals(self._weights):
+            self._weights[name].parameter.copy_(original)
+        _replay(sections.records(to), self._weights, self._header)
+        self._restore_saved(to)
+
+    @torch.no_grad()
+    def apply(self, to: int, exact: bool | None) -> None:
+        """Bring the original weights to where boosters 0 to ``to`` brought them.
+
+        Args:
+            to: The last booster.
+            exact: Whether all boosters are summed and rounded once; None does so in 16 bits.
+
+        Raises:
+            ValueError: If the weights are not the original ones, or anything that is needed is
+                damaged. Nothing is changed.
+        """
+        weights, sections = self._weights, self._archive.sections
+        _require_original(weights, self._header)
+        sections.verify(to, originals=False)
+        narrow = {n for n, w in weights.items() if w.parameter.element_size() < 4}
+        summed = narrow if exact is None else set(weights) if exact else set()
+        if merged := {name: weights[name] for name in weights if name not in summed}:
+            _replay(sections.records(to), merged, self._header)
+        for name in summed:
+            W = weights[name].place.local
+            W.copy_(add_product(weights[name], W, *self._archive.delta(name, to), 1.0))
+        self._restore_saved(to)
+
+    def _restore_saved(self, t: int) -> None:
+        for name, tensor in self._archive.sections.saved(t).items():
+            self._saved[name].copy_(tensor)
+
+
+def _find(model: nn.Module, header: ChainHeader) -> Found:
     """Return the weights and the fully trained Parameters that a header names, changing nothing.
 
     Raises:
@@ -51,7 +114,7 @@ def find(model: nn.Module, header: ChainHeader) -> Found:
     return weights, saved
 
 
-def require_original(weights: Mapping[str, Weight], header: ChainHeader) -> None:
+def _require_original(weights: Mapping[str, Weight], header: ChainHeader) -> None:
     """Refuse weights that are not bitwise those the run began with.
 
     Raises:
@@ -66,8 +129,7 @@ def require_original(weights: Mapping[str, Weight], header: ChainHeader) -> None
         )
 
 
-@torch.no_grad()
-def replay(
+def _replay(
     records: Iterable[BoosterRecord], weights: Mapping[str, Weight], header: ChainHeader
 ) -> None:
     """Merge boosters in order, under the policy they were first merged with.

@@ -42,6 +42,26 @@ class Sections:
         with reading(self.store.place(section_of(t))):
             return BoosterRecord.read(facts, tensors, self.header)
 
+    def records(self, last: int) -> Iterator[BoosterRecord]:
+        """Return boosters 0 to ``last``, one at a time, each following the one before."""
+        for t in range(last + 1):
+            self._require_link(t)
+            yield self.record(t)
+
+    def verify(self, last: int, *, originals: bool) -> None:
+        """Read all that boosters 0 to ``last`` are restored from, and keep nothing of it.
+
+        Raises:
+            ValueError: If anything of it is damaged.
+        """
+        if originals:
+            for _ in self.originals():
+                pass
+        for _ in self.records(last):
+            pass
+        if last < 0:
+            self.saved(last)
+
     def facts(self, t: int) -> Facts:
         """Return booster t without its tensors."""
         facts = self.store.facts(section_of(t))
@@ -129,7 +149,7 @@ class Sections:
         if (run := entry(facts, "run", text)) != self.header.run:
             raise ValueError(f"it is of the run {run!r} and not of {self.header.run!r}")
 
-    def require_link(self, t: int) -> None:
+    def _require_link(self, t: int) -> None:
         """Raise a ValueError if a booster was not written after the one before it."""
         facts = self.facts(t)
         with reading(self.store.place(section_of(t))):

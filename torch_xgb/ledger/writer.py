@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from torch_xgb.boosters.forms import Form, Update
+from torch_xgb.boosters.forms import Update
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.formulas.entries import as_matrix
-from torch_xgb.ledger.archive import Archive, check_ours, read_header
+from torch_xgb.ledger.archive import Archive, read_header
 from torch_xgb.ledger.chain import Chain
 from torch_xgb.ledger.files import writing
-from torch_xgb.ledger.header import ChainHeader, originals
 from torch_xgb.ledger.owner import Owner
 from torch_xgb.ledger.records import BoosterRecord, snapshot
 from torch_xgb.ledger.resume import LOST, Bookmark
-from torch_xgb.ledger.store import Folder, Memory
-from torch_xgb.ledger.tensorfile import import_safetensors
-from torch_xgb.processes import is_first
-from torch_xgb.settings import Settings
-from torch_xgb.targets.selection import Selection
+from torch_xgb.ledger.store import Folder
 from torch_xgb.weights.fingerprints import NUMBERING
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["Writer", "writer"]
+__all__ = ["Tensors", "Writer"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -58,45 +50,6 @@ class Writer:
         self._folder = archive.store if isinstance(archive.store, Folder) else None
         self._owner = None if self._folder is None else Owner(self._folder.path)
         self._mine = False  # whether this one has begun the run that is there, or goes on with it
-
-    @classmethod
-    def open(
-        cls,
-        record: bool | str | os.PathLike[str],
-        header: ChainHeader,
-        base: Callable[[], Tensors],
-        trained: Callable[[], Tensors] = dict,
-    ) -> Writer:
-        """Open a ledger for a run that has not begun.
-
-        Args:
-            record: True for memory, or the path of a folder.
-            header: What the boosters will have in common.
-            base: As of the constructor.
-            trained: As of the constructor.
-
-        Raises:
-            TypeError: If ``record`` is neither.
-            ValueError: If the folder holds the boosters of a run with another configuration, or
-                files of somebody else's with the names of a ledger's.
-        """
-        if record is True:
-            return cls(Archive(Memory(), header), base, trained)
-        path = _folder(record)
-        import_safetensors()
-        folder = Folder(path)
-        folder.prepare()
-        check_ours(folder)
-        archive = Archive(folder, header)
-        if len(archive):
-            archive = Archive(folder)
-            if differing := archive.header.differences(header):
-                raise ValueError(
-                    f"{archive.where!r} holds {len(archive)} boosters of a run with another "
-                    f"configuration or model (it differs in {', '.join(differing)}): choose "
-                    "another path"
-                )
-        return cls(archive, base, trained)
 
     @property
     def ready(self) -> bool:
@@ -249,59 +202,3 @@ _EARLIER_RUN = (
     "they are an earlier run's. Resume it with optimizer.load_state_dict(...), or choose another "
     "path for record="
 )
-
-
-def _folder(record: object) -> Path:
-    """Return the path that ``record`` gives, whatever the working directory becomes.
-
-    Raises:
-        TypeError: If it gives none.
-        ValueError: If it is empty.
-    """
-    path = os.fspath(record) if isinstance(record, (str, os.PathLike)) else None
-    if not isinstance(path, str):
-        raise TypeError(f"record must be None, True or a path, got {record!r}")
-    if not path.strip() or "\0" in path:
-        raise ValueError(f"record must be None, True or the path of a folder, got {record!r}")
-    return Path(os.path.abspath(path))
-
-
-def writer(model: nn.Module, settings: Settings, selection: Selection, form: Form) -> Writer | None:
-    """Return a writer, or None if nothing is to be recorded here.
-
-    Of several processes, which all merge the same, only the first writes to a folder.
-
-    Args:
-        model: The model, with the weights the run begins with.
-        settings: What the run was told.
-        selection: What of the model it is about.
-        form: What a pair is.
-
-    Raises:
-        TypeError: If ``record`` is neither None, True, nor a path.
-        ValueError: If the folder holds a run of another configuration, or the model's weights are
-            sharded over processes.
-    """
-    if settings.record is None:
-        return None
-    _require_whole(weight for target in selection.targets for weight in form.weights(target))
-    if settings.record is not True and not is_first():
-        return None
-    header = ChainHeader.of(model, settings, selection, form)
-    base = partial(originals, model, header)
-    return Writer.open(settings.record, header, base, partial(_trained, selection))
-
-
-def _trained(selection: Selection) -> Tensors:
-    return selection.named
-
-
-def _require_whole(weights: Iterable[Weight]) -> None:
-    for weight in weights:
-        stored = weight.parameter.detach()
-        if type(stored) is not Tensor or not stored.numel():
-            raise ValueError(
-                f"{weight.name} is not a whole plain tensor here (a {type(stored).__name__} of "
-                f"shape {tuple(stored.shape)}), and a ledger keeps whole weights: pass record=None "
-                "for a model whose weights are sharded over processes"
-            )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.adapter import Adapter
 from torch_xgb.boosters.pair import Pair
-from torch_xgb.formulas.entries import as_bits
-from torch_xgb.processes import gather
 from torch_xgb.saving.fold import FoldIn, fold, unfold
 from torch_xgb.saving.memory import Memory
+from torch_xgb.saving.repairs import differing, everyones, repair
 from torch_xgb.saving.start_over import Resumed, StartOver
 from torch_xgb.saving.trained_only import refuse_trained_only
 from torch_xgb.weights.fingerprints import NUMBERING, Numbering
@@ -32,12 +31,7 @@ from torch_xgb.weights.own import require_own
 from torch_xgb.weights.places import shard_group
 from torch_xgb.weights.weight import Weight
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 __all__ = ["Pending"]
-
-Entries = tuple[Tensor, Tensor, Tensor]  # rows, columns, values of a matrix
 
 
 class Pending:
@@ -93,12 +87,12 @@ class Pending:
                 folded.append((weight, merged))
                 pair = adapter.pair.map(Tensor.detach)
                 found = unfold(adapter.form, weight, merged, pair, adapter.s)
-                repairs[weight.name] = _differing(weight, found)
+                repairs[weight.name] = differing(weight, found)
         weights = self.weights
         return {
             "frozen": NUMBERING.of_weights((w, w.place.local) for w in weights),
             "folded": NUMBERING.of_weights(folded),
-            "repairs": _everyones(repairs, shard_group([w.parameter for w in weights])),
+            "repairs": everyones(repairs, shard_group([w.parameter for w in weights])),
             "residuals": self.merger.state_dict(weights),
         }
 
@@ -133,7 +127,7 @@ class Pending:
             for weight in adapter.weights:
                 if weight.name in folded:
                     kept = unfold(adapter.form, weight, weight.place.local, narrow, s)
-                    _write(weight, kept, state["repairs"][weight.name])
+                    repair(weight, kept, state["repairs"][weight.name])
                     unfolded.append((weight, kept))
         frozen = numbering.of_weights(unfolded)
         wrong = [name for name, value in frozen.items() if value != state["frozen"][name]]
@@ -248,44 +242,8 @@ class Pending:
         return ((adapter, weight) for adapter in self.adapters for weight in adapter.weights)
 
 
-def _differing(weight: Weight, other: Tensor) -> Entries:
-    """Return the entries of a weight, as kept here, in which another tensor differs from it."""
-    found = []
-    for own, theirs in zip(weight.pieces(), weight.pieces(other), strict=True):
-        rows, columns = (as_bits(own.values) != as_bits(theirs.values)).nonzero(as_tuple=True)
-        at = (rows + own.rows.start, columns + own.columns.start)
-        found.append((*at, own.values[rows, columns]))
-    if not found:
-        none = torch.empty(0, dtype=torch.int64, device=other.device)
-        return none, none, torch.empty(0, dtype=other.dtype, device=other.device)
-    rows, columns, values = (torch.cat(part) for part in zip(*found, strict=True))
-    return rows, columns, values
-
-
 def _overwrite(weight: Weight, kept: Tensor) -> None:
     """Make what this process keeps of a weight equal to a tensor laid out alike."""
     place = weight.place
     place.local.copy_(kept)
     place.changed()
-
-
-def _write(weight: Weight, kept: Tensor, entries: Entries) -> None:
-    """Write those of a matrix's entries that are kept here into a tensor laid out alike."""
-    for piece in weight.pieces(kept):
-        rows, columns, values = (tensor.to(piece.values.device) for tensor in entries)
-        here = (rows >= piece.rows.start) & (rows < piece.rows.stop)
-        here &= (columns >= piece.columns.start) & (columns < piece.columns.stop)
-        at = (rows[here] - piece.rows.start, columns[here] - piece.columns.start)
-        piece.values[at] = values[here].to(piece.values.dtype)
-
-
-def _everyones(own: dict[str, Entries], group: ProcessGroup | None) -> dict[str, Entries]:
-    """Put the entries of all processes together."""
-    if group is None:
-        return own
-    shares = gather({n: tuple(t.cpu() for t in entries) for n, entries in own.items()}, group)
-    together = {}
-    for name in own:
-        rows, columns, values = zip(*(share[name] for share in shares), strict=True)
-        together[name] = (torch.cat(rows), torch.cat(columns), torch.cat(values))
-    return together

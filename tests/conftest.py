@@ -32,9 +32,9 @@ def seeded() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def products_as_exact_as_before() -> Iterator[None]:
     """A benchmark's run sets how exact products are, for the whole process."""
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    before = getattr(products, "fp32_precision", None)
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
     yield
-    if products is not None and products.fp32_precision != before:
+    if products.fp32_precision != before:
         torch.set_float32_matmul_precision("highest")
         products.fp32_precision = before

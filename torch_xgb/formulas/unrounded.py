@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["unrounded"]
 
+_ONEDNN: Any = torch.backends.mkldnn  # torch puts an object in the module's place
+
 
 def unrounded(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which products of a tensor are computed in its own dtype.
@@ -31,8 +33,7 @@ def unrounded(x: Tensor) -> AbstractContextManager[Any]:
 
 def _rounds() -> bool:
     # torch.get_float32_matmul_precision() raises once any backend has been set by the newer API.
-    products = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
-    return getattr(products, "fp32_precision", "none") not in ("none", "ieee")
+    return _ONEDNN.matmul.fp32_precision not in ("none", "ieee")
 
 
 @contextmanager
@@ -57,7 +58,7 @@ class _Flag:
         self._before: str | None = None  # what it was, while it is taken
 
     def enter(self, who: object) -> None:
-        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+        products = _ONEDNN.matmul
         with self._lock:
             if self._before is None:
                 self._before = products.fp32_precision
@@ -65,7 +66,7 @@ class _Flag:
             products.fp32_precision = "ieee"
 
     def leave(self, who: object) -> None:
-        products = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+        products = _ONEDNN.matmul
         with self._lock:
             self._inside.discard(who)
             if self._inside or self._before is None:

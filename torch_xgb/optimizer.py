@@ -54,7 +54,7 @@ class BoostedLowRankOptimizer(Front):
             names or name suffixes, or a regular expression for whole names. A match outside the
             blocks becomes a layer. Frozen weights are targets like any other.
         exclude_modules: What to leave out, as a list or a regular expression.
-        modules_to_save: Names or suffixes of modules trained in full beside the boosters. None
+        modules_to_save: Modules trained in full beside the boosters, by the same grammar. None
             finds what is new: the task head of a transformers, timm or torchvision model and what
             its checkpoint lacked, your own layers around such a model, the linear maps after the
             blocks of any other (no output embedding, and nothing you froze); a warning names the
@@ -145,7 +145,7 @@ class BoostedLowRankOptimizer(Front):
         layers_per_booster: int | float | Sequence[float] | Callable[[int], float] | None = 8,
         target_modules: str | Sequence[str] = "all-linear",
         exclude_modules: str | Sequence[str] | None = None,
-        modules_to_save: Sequence[str] | None = None,
+        modules_to_save: str | Sequence[str] | None = None,
         modules_to_save_optimizer: Callable[..., Optimizer] | None = None,
         head_lr: float | None = None,
         lora_alpha: float | None = 16.0,

@@ -78,7 +78,7 @@ class Settings:
     layers_per_booster: Any = _run(8)
     target_modules: str | Sequence[str] = _here("all-linear")
     exclude_modules: str | Sequence[str] | None = _here(None)
-    modules_to_save: Sequence[str] | None = _here(None)
+    modules_to_save: str | Sequence[str] | None = _here(None)
     modules_to_save_optimizer: Any = _run(None)
     head_lr: float | None = _ranks(None)
     lora_alpha: float | None = _run(16.0)

@@ -200,6 +200,23 @@ def test_what_stays_frozen_is_said_once(
         assert Path(caught[0].filename).name == Path(__file__).name
 
 
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+        self.head = nn.Linear(4, 2)
+        self.aux = nn.ModuleDict({"head": nn.Linear(4, 2), "lm_head": nn.Linear(4, 2)})
+
+
+def test_one_name_at_two_depths_is_all_of_them_and_said() -> None:
+    unsaid: dict[str, Any] = {"exclude_modules": ["aux", "head"]}
+    with pytest.warns(UserWarning, match=r"'head' is .* the ending of 'aux\.head': all") as said:
+        assert found(Nested(), modules_to_save=["head"], **unsaid) == {"head", "aux.head"}
+    assert Path(said[0].filename).name == Path(__file__).name
+    assert found(Nested(), modules_to_save=["aux.head"], **unsaid) == {"aux.head"}
+    assert found(Nested(), modules_to_save="head", **unsaid) == {"head"}
+
+
 def test_a_found_head_is_trained_and_the_rest_is_not() -> None:
     model = Plain()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

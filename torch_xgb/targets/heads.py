@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 
 from torch import nn
 
 from torch_xgb.targets.backbones import heads_of, is_backbone
+from torch_xgb.targets.names import Names, matcher
 from torch_xgb.targets.structure import after_blocks, holds, outside_blocks
 
 __all__ = ["find_heads", "left_out", "named_modules", "warn_of_frozen"]
@@ -19,31 +21,36 @@ _SHOWN = 6  # names in a warning
 _SECOND_BODY = 0.25
 
 
-def named_modules(model: nn.Module, modules_to_save: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the modules of some names or name suffixes, as PEFT's ``modules_to_save`` means them.
+def named_modules(model: nn.Module, modules_to_save: Names) -> dict[str, nn.Module]:
+    """Return the modules that ``modules_to_save`` names.
+
+    Its endings end at a dot, as those of ``target_modules`` do; PEFT's "head" is "lm_head" too.
 
     Raises:
-        TypeError: If it is no list of strings.
-        ValueError: If a name matches no module with parameters.
+        TypeError: If it is neither string nor list of strings.
+        ValueError: If it is no regular expression, or an entry matches no module with parameters.
     """
-    if (
-        isinstance(modules_to_save, str)
-        or not isinstance(modules_to_save, Iterable)
-        or not all(isinstance(name, str) for name in modules_to_save)
-    ):
-        raise TypeError(f"modules_to_save must be a list of module names, got {modules_to_save!r}")
+    matcher(modules_to_save, "modules_to_save")
+    listed = not isinstance(modules_to_save, str)
     saved: dict[str, nn.Module] = {}
-    for entry in modules_to_save:
-        matches = {n: m for n, m in model.named_modules() if n == entry or n.endswith(f".{entry}")}
-        matches = {n: m for n, m in matches.items() if any(True for _ in m.parameters())}
-        if not matches:
-            known = ", ".join(
-                n for n, m in model.named_children() if any(True for _ in m.parameters())
-            )
+    held = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters())}
+    for entry in (modules_to_save,) if isinstance(modules_to_save, str) else modules_to_save:
+        matches = matcher([entry] if listed else entry, "modules_to_save")
+        found = {n: m for n, m in held.items() if matches(n)}
+        if not found:
+            known = ", ".join(n for n, _ in model.named_children() if n in held)
             raise ValueError(
                 f"modules_to_save: no module with parameters matches {entry!r}; top level: {known}"
             )
-        saved |= matches
+        deeper = [n for n in found if n != entry and not n.startswith(f"{entry}.")]
+        if listed and entry in found and deeper:
+            warnings.warn(
+                f"modules_to_save: {entry!r} is a module's name, and the ending of "
+                f"{_listed(deeper)}: all of them are trained in full, as with PEFT. A string, "
+                f"{re.escape(entry)!r}, is a regular expression for whole names: that one alone",
+                stacklevel=5,
+            )
+        saved |= found
     return saved
 
 

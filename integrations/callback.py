@@ -146,7 +146,9 @@ class BoostingCallback(TrainerCallback):
         value = self.sign * (metrics or {})[self.metric]
         self._evaluations.append(value)
         chain = optimizer.chain  # None in all processes but the first
-        between = optimizer.booster_step == 0 or not optimizer.boosting.attached
+        between = optimizer.booster_step == 0
+        if not optimizer.boosting.attached:  # else the weights are an earlier booster's
+            between = not args.load_best_model_at_end
         if chain is not None and len(chain) and between and math.isfinite(value):
             chain.score(len(chain) - 1, value)
         if rounds is not None and _without_better(self._evaluations) >= rounds:

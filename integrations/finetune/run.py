@@ -121,6 +121,19 @@ class _Begun(TrainerCallback):
             self.folder.write(self.told)
 
 
+class _ScoredAfterwards(TrainerCallback):
+    """Leaves the last step to the evaluation after training, of the very weights that are kept.
+
+    The last merge has rounded them since.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = False
+
+
 def _build(
     recipe: Recipe, folder: RunFolder, data: Data, progress: Progress
 ) -> tuple[Trainer, Task, PreTrainedTokenizerBase]:
@@ -144,6 +157,8 @@ def _build(
     trainer.add_callback(
         BoostingCallback(trainer, metric=f"eval_{task.metric}", greater_is_better=task.greater)
     )
+    if not recipe.best:  # else it may be the best one
+        trainer.add_callback(_ScoredAfterwards())
     trainer.add_callback(progress)
     return trainer, task, tokenizer
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -163,6 +164,26 @@ def test_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
+def test_the_best_model_s_score_is_not_given_to_the_last_booster(tmp_path: Path) -> None:
+    trainer = make(
+        tmp_path,
+        {"record": True},
+        max_steps=9,
+        save_strategy="steps",
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # of a loss that falls: the first evaluation
+    )
+    trainer.add_callback(BoostingCallback(trainer))
+    trainer.train()
+    scores = [-log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    best = trainer.evaluate()["eval_loss"]
+    assert best == pytest.approx(trainer.state.best_metric, rel=1e-5) and -best < min(scores[1:])
+    assert list(trainer.optimizer.optimizer.chain.scores.values()) == scores
+
+
 def test_ready_made_optimizer_and_accumulation(tmp_path: Path) -> None:
     model = classifier()
     optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS)
@@ -227,7 +248,8 @@ def test_early_stopping_on_the_ledger(tmp_path: Path) -> None:
 def evaluated(callback: BoostingCallback, optimizer: Any, loss: float) -> bool:
     """Whether the callback stops the run after an evaluation with this loss."""
     control, none = TrainerControl(), cast(Any, None)
-    callback.on_evaluate(none, none, control, {"eval_loss": loss}, optimizer=optimizer)
+    args = cast(Any, SimpleNamespace(load_best_model_at_end=False))
+    callback.on_evaluate(args, none, control, {"eval_loss": loss}, optimizer=optimizer)
     return control.should_training_stop
 
 

@@ -73,11 +73,10 @@ def _lines(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
 def _said_of_training(recipe: Recipe, result: Mapping[str, Any]) -> str:
     share = 100 * result["trained"] / result["parameters"]
     return (
-        "Trained by [torch-xgb](https://pypi.org/project/torch-xgb/) for "
-        f"{result['steps']} steps as a chain of low-rank boosters merged into the weights: "
+        f"Trained by torch-xgb for {result['steps']} steps as a [chain of low-rank boosters]"
+        "(https://arxiv.org/abs/2410.19694) merged into the weights: "
         f"{result['trained']:,} of {result['parameters']:,} parameters ({share:.3g} %) at a time. "
-        "It is a plain model of "
-        f"transformers, without adapters. The original is `{recipe.model}`."
+        f"It is a plain model of transformers, without adapters. The original is `{recipe.model}`."
     )
 
 

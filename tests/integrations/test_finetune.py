@@ -213,6 +213,7 @@ def test_numbers_from_a_table_of_two_texts(tmp_path: Path) -> None:
     assert set(done.result["scores"]) == {"loss", "mse", "pearson", "spearman"}
     evaluated = [entry["step"] for entry in history if "eval_loss" in entry]
     assert evaluated == [3, 6, 8]  # where boosters end, and once in the end
+    assert "pypi.org" not in (tmp_path / "run" / "README.md").read_text()  # it is not there
     assert {0, 1} <= Chain.load(tmp_path / "run" / "ledger").scores.keys()
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert model.config.problem_type == "regression" and model.config.num_labels == 1

@@ -13,10 +13,10 @@ from torch_xgb import plan
 # %% [markdown]
 # ## Will it fit?
 #
-# LLaMA3-8B in bfloat16, one row of 1,024 tokens, eight of 32 blocks drawn, a card of 24 GiB.
+# LLaMA3-8B in bfloat16, one row of 1,024 tokens, a card of 24 GiB; a booster draws eight of 32 blocks.
 
 # %%
-asked = {"length": 1024, "layers_per_booster": 8, "card": 24}
+asked = {"length": 1024, "card": 24}
 print(plan("llama3-8b", **asked))
 
 # %% [markdown]

@@ -60,6 +60,13 @@ def test_counts_are_those_of_the_real_model() -> None:
     assert (forecast.blocks, forecast.targets) == (6, len(optimizer.targets))
 
 
+def test_as_many_blocks_are_drawn_as_by_the_optimizer() -> None:
+    model = LlamaForCausalLM(config(9))
+    drawn = len(BoostedLowRankOptimizer(AdamW, model, lr=1e-3).active_layers)
+    assert plan(config(9), length=8).drawn == drawn < 9
+    assert plan(config(9), length=8, layers_per_booster=None).drawn == 9
+
+
 def test_flops_and_saved_bytes_are_those_of_the_worst_and_mean_draw() -> None:
     model, ids = LlamaForCausalLM(config()).train(), torch.zeros(4, 128, dtype=torch.int64)
     ours, _, full = two_of_six().needs

@@ -12,6 +12,7 @@ from torch_xgb.command.answer import Answer, Commands, command
 from torch_xgb.forecast.needs import Forecast, Need
 from torch_xgb.forecast.plan import plan
 from torch_xgb.forecast.shapes import KNOWN
+from torch_xgb.settings import Settings
 
 __all__ = ["add_plan"]
 
@@ -36,8 +37,10 @@ def add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--checkpointing", action="store_true", help="recompute each block in backward")
     add("--card", type=float, metavar="GIB", help="say what fits a card of so many GiB")
     add("--r", type=int, default=1, help="the boosters' rank (default: 1)")
-    drawn = "blocks a booster draws: a number, or a share such as 0.25 (default: a third)"
-    add("--layers-per-booster", "--layers", type=_count_or_share, metavar="L", help=drawn)
+    drawn = Settings().layers_per_booster
+    share = f"blocks a booster draws: a number, or a share such as 0.25 (default: {drawn})"
+    layers = ("--layers-per-booster", "--layers")
+    add(*layers, type=_count_or_share, default=drawn, metavar="L", help=share)
     add("--lora-r", type=int, default=8, help="the rank of the LoRA beside it (default: 8)")
     add("--merge-precision", default="auto", help="of 16-bit weights (default: auto)")
     add("--residual-device", help="'cpu' takes the residual off the card")

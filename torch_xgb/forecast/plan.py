@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     card: float | None = None,
     lora_r: int = 8,
-    layers_per_booster: Any = None,  # noqa: ANN401
     inputs: Mapping[str, Tensor] | None = None,
     **settings: Any,
 ) -> Forecast:
@@ -49,24 +48,37 @@ def plan(
         dtype: Of the weights.
         card: GiB of a card to be judged by.
         lora_r: The rank of the LoRA compared with.
-        layers_per_booster: As the optimizer's, but None is a third of the blocks.
         inputs: The keyword arguments of a call, for models other than transformers' or other than
             of text: then batch and length are theirs.
         **settings: Any further arguments of ``BoostedLowRankOptimizer``. Those count that memory or
-            FLOPs depend on: r, adapter, bias, carry, checkpointing, lora_dropout, merge_precision,
-            residual_device, target_modules, exclude_modules and target_parameters; modules trained
-            in full do not.
+            FLOPs depend on: layers_per_booster, r, adapter, bias, carry, checkpointing,
+            lora_dropout, merge_precision, residual_device, target_modules, exclude_modules and
+            target_parameters; modules trained in full do not.
+
+    Returns:
+        What each method needs, in bytes and FLOPs; printed, a table.
 
     Raises:
         ImportError: If transformers is needed and missing.
         TypeError: If a setting is unknown or of the wrong type.
         ValueError: If the model is unknown, has no targets, or cannot be run without weights; or if
             an argument is out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> class Model(nn.Sequential):
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         return super().forward(x).square().mean()  # the loss
+        >>> model = Model(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(12)])
+        >>> forecast = plan(model, inputs={"x": torch.zeros(32, 64)}, card=1)
+        >>> boosted, *_, full = forecast.needs
+        >>> forecast.drawn, forecast.fits(boosted), boosted.peak < full.peak
+        (8, True, True)
     """
     lora_r = positive_integer("lora_r", lora_r)
     card = None if card is None else finite_positive("card", card)
     batch, length = positive_integer("batch", batch), positive_integer("length", length)
-    told = _told({**settings, "layers_per_booster": layers_per_booster})
+    told = _told(settings)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = fake_model(model, dtype, mode).train()
     with mode, unpacked():
@@ -77,8 +89,6 @@ def plan(
             batch, length = _size(given)
         names = (told.target_modules, told.exclude_modules, (), told.target_parameters)
         layers = select_layers(fake, *names)
-        if layers_per_booster is None:
-            told = replace(told, layers_per_booster=max(1, len(layers) // 3))
         with unset_fake_temporarily():  # it draws booster 0
             course = Course(told, len(layers))
         check_rank(max(course.most_r, lora_r), layers)

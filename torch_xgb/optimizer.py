@@ -66,8 +66,7 @@ class BoostedLowRankOptimizer(Front):
         lora_alpha: The scaling is s = lora_alpha / r; None is s = 1, as the paper writes it.
         lora_dropout: Probability of dropping an input of A in training.
         adapter: "lora" edits weights, "direft" outputs: y + s·B(A y + b), merged exactly (MeFT).
-        bias: "targets" trains a bias beside the pair wherever a linear map has one (COLA), "none"
-            none. A DiReFT pair has its own.
+        bias: "targets" trains the biases of linear maps, too (COLA). A DiReFT pair has its own.
         shrinkage: α_t: a number, a sequence, or a callable of t.
         factor_l2: λ of Eq. 7; 2λ times the factor is added to its gradient at each step, after any
             clipping.
@@ -80,18 +79,17 @@ class BoostedLowRankOptimizer(Front):
         carry: None (the paper) starts every booster anew. A number ρ in [0, 1] has a target that is
             drawn again take up its last pair: the same A and optimizer state, and ρ times its B,
             taken out of the weight again, so that the model computes what it did. A sequence or
-            callable gives booster t its ρ; ``Decay(d)`` ties it to the learning rate. See
-            docs/concepts/algorithm.md.
+            callable gives booster t its ρ; ``Decay(d)`` ties it to the learning rate.
         target_parameters: Bare Parameters to be adapted too, by PEFT's word: a list of names or
             name suffixes, e.g. ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``, or a
             regular expression. One of three dimensions is a stack of E matrices, as mixtures of
-            experts keep them, and gets E pairs. See docs/how-to/moe.md for what it costs.
+            experts keep them, and gets E pairs.
         merge_precision: What happens to the part of an update that a weight's dtype cannot hold:
             "nearest" forgets it, "stochastic" rounds at random, "residual" carries it to the next
             merge, "auto" is "residual" for weights of less than 32 bits and "nearest" for others.
         accumulator_rank: Of a quantised model, whose weights stay as they are, merged boosters add
             up beside each weight, to a sum of at most this rank: the adapter it becomes. What has
-            no room is dropped and reported. See docs/how-to/quantise.md.
+            no room is dropped and reported.
         residual_device: Where residuals live, e.g. "cpu"; None keeps them beside their weights.
         checkpointing: Compute blocks again in backward instead of keeping their activations: True
             for every block, or a share of them in (0, 1]. The results are the same. It begins at
@@ -102,10 +100,8 @@ class BoostedLowRankOptimizer(Front):
         nonfinite: A NaN or infinite gradient raises a RuntimeError ("error"; on CUDA one step late,
             the step doing no harm), or skips the step, which then does not count ("skip").
         unused: A drawn factor without gradient raises a RuntimeError ("error") or is left as it is
-            ("skip"), as models need that route batches past some of their blocks (mixtures of
-            experts, layer dropping).
-        record: Keep the ledger of boosters, ``chain``: in memory with True, or in a folder's path
-            (needs safetensors).
+            ("skip"), for models that route batches past blocks (experts, layer dropping).
+        record: Keep the ledger of boosters, ``chain``: in memory with True, or in a folder's path.
         seed: Of draws, initial factors and rounding, each a pure function of (seed, t).
         **optimizer_kwargs: For the base, e.g. ``lr``.
 
@@ -118,6 +114,7 @@ class BoostedLowRankOptimizer(Front):
     Example:
         >>> from torch import nn
         >>> from torch.optim import AdamW
+        >>> from torch_xgb import BoostedLowRankOptimizer
         >>> model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
         >>> optimizer = BoostedLowRankOptimizer(AdamW, model, kappa=2, lr=1e-2)
         >>> for _ in range(6):
@@ -131,6 +128,7 @@ class BoostedLowRankOptimizer(Front):
     References:
         Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of LLMs
         (Zhang et al., 2024), https://arxiv.org/abs/2410.19694, Eqs. 7 and 8.
+        COLA: Chain of LoRA (Xia et al., 2024), https://arxiv.org/abs/2401.04151.
     """
 
     boosting: Boosting
@@ -326,6 +324,10 @@ class BoostedLowRankOptimizer(Front):
         """Return what a resumed run needs beside the model's own: tensors and plain types only.
 
         After ``finalize()`` the run that resumes begins with the next booster.
+
+        Raises:
+            RuntimeError: If getters of ``torch.distributed.checkpoint`` ask, which would drop the
+                booster; or if the weights were exchanged meanwhile.
         """
         self._about_to_save()
         return self._saved(save(self.boosting, self._wrapped))

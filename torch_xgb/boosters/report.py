@@ -22,7 +22,7 @@ Updates = Mapping[str, list[tuple[Weight, Update]]]  # of each target, its weigh
 
 @dataclass(frozen=True)
 class MergeReport:
-    """One merged booster.
+    """One merged booster, as functions given to ``optimizer.on_merge`` are told of it.
 
     Attributes:
         booster_index: t.

@@ -31,12 +31,26 @@ class Chain:
     """Every booster of a run in order, in memory or on disk, read one at a time.
 
     ``chain[t]`` is booster t's ``BoosterRecord``; ``len``, iteration and negative indices work as a
-    list's. Made by ``BoostedLowRankOptimizer(..., record=...)`` as its ``chain``, or by ``load``.
+    list's. Made by ``BoostedLowRankOptimizer(..., record=...)`` as its ``chain``, or by
+    ``Chain.load(path)``, also while the run that writes it goes on.
 
     Example:
-        >>> chain = Chain.load("run")  # doctest: +SKIP
-        >>> chain.score(3, 0.91)  # doctest: +SKIP
-        >>> model = chain.rollback(model, to=chain.best)  # doctest: +SKIP
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch_xgb import BoostedLowRankOptimizer
+        >>> model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)])
+        >>> optimizer = BoostedLowRankOptimizer(
+        ...     torch.optim.AdamW, model, kappa=1, record=True, lr=1e-2
+        ... )
+        >>> for t, score in enumerate([0.7, 0.9, 0.8]):  # kappa=1: a step is a booster
+        ...     model(torch.ones(1, 4)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     optimizer.chain.score(t, score)
+        >>> model = optimizer.finalize()
+        >>> optimizer.chain
+        Chain(3 boosters, 3 scored, in 'memory')
+        >>> model = optimizer.chain.rollback(model, to=optimizer.chain.best)
     """
 
     def __init__(self, archive: Archive) -> None:

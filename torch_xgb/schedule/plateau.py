@@ -52,6 +52,10 @@ class LossPlateau:
         stop_after: Boosters in a row that must fail to improve the loss of the run's last
             improvement before ``converged`` turns true; None never stops.
 
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If one is out of range, or ``max_steps`` is below ``min_steps``.
+
     Example:
         >>> policy = LossPlateau(patience=2, min_steps=1, smoothing=0.0)
         >>> for step, loss in enumerate([2.0, 1.0, 1.0, 1.0], start=1):

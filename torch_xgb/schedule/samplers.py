@@ -105,7 +105,20 @@ class Weighted:
         weights: One positive number per layer, in the model's order.
 
     Raises:
-        ValueError: If a weight is not positive, or their number is not that of the layers.
+        ValueError: If a weight is not positive and finite; or, when layers are drawn, if their
+            number is not that of the layers.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.optim import AdamW
+        >>> from torch_xgb import BoostedLowRankOptimizer, Weighted
+        >>> model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)])
+        >>> often_the_last = Weighted([1, 1, 4])
+        >>> optimizer = BoostedLowRankOptimizer(
+        ...     AdamW, model, layers_per_booster=2, layer_sampler=often_the_last, lr=1e-3
+        ... )
+        >>> len(optimizer.active_layers)
+        2
     """
 
     weights: Sequence[float]

@@ -56,9 +56,9 @@ class BoostedLowRankOptimizer(Front):
         exclude_modules: What to leave out, as a list or a regular expression.
         modules_to_save: Modules trained in full beside the boosters, by the same grammar. None
             finds what is new: the task head of a transformers, timm or torchvision model and what
-            its checkpoint lacked, your own layers around such a model, the linear maps after the
-            blocks of any other (no output embedding, and nothing you froze); a warning names the
-            linear maps outside the blocks that stay frozen. [] trains none and is silent.
+            its checkpoint lacked, your own layers around such a model, the maps after the blocks of
+            any other (no output embedding, and nothing you froze); a warning names what outside the
+            blocks may be new and stays frozen. [] trains none and is silent.
         modules_to_save_optimizer: An optimizer of their own for these modules, where the base is
             none for them (Muon and a head): a class, or a callable that takes parameter groups.
         head_lr: A learning rate of their own for these modules; None is the base's. Schedulers

@@ -97,6 +97,18 @@ class Timm(nn.Module):
     def reset_classifier(self, num_classes: int) -> None: ...
 
 
+class Follows(Plain):
+    """What follows the blocks is no linear map, and what would be is between them."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.down = nn.Conv1d(16, 16, 1)
+        self.later = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        del self.out
+        self.out = head
+
+
 def sentence_loss() -> nn.Module:
     """As sentence-transformers builds a loss: the model, and a classifier over pairs."""
     words = nn.Module()
@@ -124,6 +136,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "sentence-loss": (sentence_loss, {"classifier"}),
     "plain": (Plain, {"out"}),
     "plain-language-model": (lambda: Plain(40), set()),
+    "convolutions": (
+        lambda: Follows(nn.Sequential(nn.Conv1d(16, 8, 1), nn.ReLU(), nn.Conv1d(8, 3, 1))),
+        {"out"},
+    ),
+    "recurrent": (lambda: Follows(nn.LSTM(16, 8)), {"out"}),
+    "no-map": (lambda: Follows(nn.LayerNorm((2, 16))), set()),
     "staged": (Staged, {"pre_head", "head"}),
     "timm": (Timm, {"head", "head_dist"}),
     "base-model": (lambda: hf.BertModel(bert()), set()),
@@ -134,6 +152,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:outside the repeated blocks these stay frozen. 'down'")
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_new_is_found(name: str) -> None:
     build, expected = CASES[name]
@@ -215,6 +234,45 @@ def test_one_name_at_two_depths_is_all_of_them_and_said() -> None:
     assert Path(said[0].filename).name == Path(__file__).name
     assert found(Nested(), modules_to_save=["aux.head"], **unsaid) == {"aux.head"}
     assert found(Nested(), modules_to_save="head", **unsaid) == {"head"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, True),
+        ({"target_modules": ["query"]}, True),
+        ({"modules_to_save": ["scores"]}, True),
+        ({"modules_to_save": []}, False),
+        ({"exclude_modules": ["w", "scale"]}, False),
+        ({"target_parameters": ["w"], "exclude_modules": ["scale"]}, False),
+    ],
+)
+def test_parameters_in_no_module_of_their_own_are_said_to_stay_frozen(
+    settings: dict[str, Any], said: bool
+) -> None:
+    """Around a pretrained model, whatever else there is is new."""
+    model = Around(hf.BertModel(bert()))
+    model.w, model.scale = nn.Parameter(torch.ones(3, 16)), nn.Parameter(torch.ones(()))
+    model.kept = nn.Parameter(torch.ones(()), requires_grad=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found(model, **settings)
+    messages = [str(w.message) for w in caught if "these Parameters" in str(w.message)]
+    assert len(messages) == said
+    assert all("frozen: 'w', 'scale'. " in one and "'kept'" not in one for one in messages)
+
+
+def test_a_module_made_of_them_is_found() -> None:
+    model = Around(hf.BertModel(bert()))
+    model.w = nn.ParameterList([nn.Parameter(torch.ones(3, 16)), nn.Parameter(torch.ones(()))])
+    assert found(model) == {"features", "scores", "w"}
+
+
+def test_maps_that_stay_frozen_are_said_whatever_their_kind() -> None:
+    model = Plain()
+    model.patch = nn.Conv1d(2, 2, 1)
+    with pytest.warns(UserWarning, match="stay frozen: 'patch'"):
+        assert found(model, modules_to_save=["out"]) == {"out"}
 
 
 def test_a_found_head_is_trained_and_the_rest_is_not() -> None:

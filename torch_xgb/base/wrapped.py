@@ -54,6 +54,7 @@ class Wrapped:
     Attributes:
         optimizer: The base.
         verdict: Whether its last step's gradients were finite, where that is known later.
+        stepping: Whether it is taking a step.
 
     Raises:
         TypeError: If ``optimizer_class`` is no class or callable, or does not answer with an
@@ -80,6 +81,7 @@ class Wrapped:
             self.optimizer = Together(first, own)
         self._fresh_start = FreshStart(self.optimizer, factors)
         self.verdict = Verdict(self.optimizer)
+        self.stepping = False
 
     def step(self, step: Callable[[], T], rate: float) -> T:
         """Run a step of the base with the factors' learning rate multiplied by a factor.
@@ -88,10 +90,12 @@ class Wrapped:
             RuntimeError: If the gradients of the step before turn out not to have been finite.
         """
         self.verdict.require()
+        self.stepping = True
         try:
             with scaled_lr(self.optimizer.param_groups[0], rate):
                 return self._fresh_start.watch(self.optimizer, step)
         finally:
+            self.stepping = False
             self.verdict.stepped()
 
     @property

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from torch_xgb.base.followed import Followed
 from torch_xgb.base.gradients import GradientPolicy
+from torch_xgb.base.others import Others
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.booster import Booster
 from torch_xgb.boosters.carry import Carry
@@ -152,7 +153,7 @@ class Boosting:
 
     def enter(self, wrapped: Wrapped) -> None:
         """Put everything into the model and begin the first booster; or leave it as it was."""
-        self._wrapped = wrapped
+        self._wrapped, self._others = wrapped, Others(self.model, wrapped)
         self.writer = writer(self.model, self.settings, self.selection, self._form)
         of_run = wrapped, self.writer, self.settle
         self.pace = Pace(self.model, self._turns, self._pending, *of_run)
@@ -179,6 +180,7 @@ class Boosting:
 
     def before_step(self, base: Optimizer) -> None:
         """Make sure, before anything of a booster is trained, that a step may be taken."""
+        self._others.watch()
         self.followed.look(base)
         if self._sharding.before_step(base):
             self.agree(base)
@@ -228,6 +230,7 @@ class Boosting:
         self._recompute.detach()
         self._sharding.detach()
         self.pace.stop()
+        self._others.leave()
         if self.writer is not None:
             self.writer.close()
         self.attached = False

@@ -9,10 +9,18 @@ from collections.abc import Container, Iterable, Iterator
 from torch import nn
 
 from torch_xgb.targets.backbones import heads_of, is_backbone
+from torch_xgb.targets.embeddings import Embeddings
 from torch_xgb.targets.names import Names, matcher
 from torch_xgb.targets.structure import after_blocks, holds, outside_blocks
 
-__all__ = ["find_heads", "left_out", "named_modules", "warn_of_frozen"]
+__all__ = [
+    "find_heads",
+    "left_out",
+    "named_modules",
+    "unnamed",
+    "warn_of_frozen",
+    "warn_of_unnamed",
+]
 
 Named = tuple[str, nn.Module]
 
@@ -59,8 +67,8 @@ def find_heads(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.M
 
     Of a model of transformers, timm or torchvision its task head, and what ``from_pretrained`` made
     because the checkpoint did not hold it; of somebody's own module around such a model, whatever
-    is outside it; of any other model with repeated blocks, the linear maps that follow them. Never
-    an embedding or an output embedding, nor what was frozen by hand in a model that is not.
+    is outside it; of any other model with repeated blocks, the maps that follow them. Never an
+    embedding or an output embedding, nor what was frozen by hand in a model that is not.
 
     Args:
         model: The model.
@@ -70,7 +78,7 @@ def find_heads(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.M
 
 
 def left_out(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Module]:
-    """Return the linear maps in no block that may be new: all of a model of no known library.
+    """Return the maps in no block that may be new: all of a model of no known library.
 
     In a pretrained model they were pretrained as its blocks were, and stay frozen as their weights
     do; so do output embeddings anywhere, and what was frozen by hand.
@@ -78,6 +86,52 @@ def left_out(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Mod
     if holds(model, is_backbone) or not any(p.requires_grad for p in model.parameters()):
         return {}
     return dict(_not_frozen(model, outside_blocks(model, blocks)))
+
+
+def unnamed(
+    model: nn.Module, blocks: Container[nn.Module], everything: bool
+) -> dict[str, nn.Parameter]:
+    """Return the Parameters that may be new beside the blocks, and are in no module of their own.
+
+    They belong to a module that holds the blocks too, of no known library.
+
+    Args:
+        model: The model.
+        blocks: Its repeated blocks.
+        everything: Whether also of a model without a pretrained one inside.
+    """
+    if not everything and not holds(model, is_backbone):
+        return {}
+    found = {
+        f"{name}.{key}" if name else key: parameter
+        for name, module in _outermost_around(model, "", blocks)
+        for key, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    }
+    embeddings = Embeddings(model)
+    return {name: p for name, p in found.items() if not embeddings.hold(p)}
+
+
+def _outermost_around(
+    module: nn.Module, name: str, blocks: Container[nn.Module]
+) -> Iterator[Named]:
+    if is_backbone(module) or module in blocks or not holds(module, blocks.__contains__):
+        return
+    yield name, module
+    for key, child in module.named_children():
+        yield from _outermost_around(child, f"{name}.{key}" if name else key, blocks)
+
+
+def warn_of_unnamed(names: list[str]) -> None:
+    """Warn, once, of Parameters beside the blocks that stay frozen, if there are any."""
+    if names:
+        warnings.warn(
+            f"outside the repeated blocks these Parameters stay frozen: {_listed(names)}. "
+            "modules_to_save names modules, and they are in none of their own: keep each in one, "
+            "as in self.w = nn.ParameterList([nn.Parameter(…)]), and name that; exclude_modules or "
+            "modules_to_save=[] leaves them frozen silently",
+            stacklevel=5,
+        )
 
 
 def _not_frozen(model: nn.Module, named: Iterable[Named]) -> Iterator[Named]:
@@ -89,7 +143,7 @@ def _not_frozen(model: nn.Module, named: Iterable[Named]) -> Iterator[Named]:
 
 
 def warn_of_frozen(names: Iterable[str], trained: Iterable[str]) -> None:
-    """Warn, once, of linear maps outside the blocks that stay frozen, if there are any.
+    """Warn, once, of maps outside the blocks that stay frozen, if there are any.
 
     Args:
         names: Theirs.
@@ -98,9 +152,9 @@ def warn_of_frozen(names: Iterable[str], trained: Iterable[str]) -> None:
     if names := list(names):
         warnings.warn(
             f"outside the repeated blocks these stay frozen: {_listed(names)}. Train them in full "
-            f"by modules_to_save=[{_listed([*names, *trained])}], or have them adapted by naming "
-            "them in target_modules; exclude_modules or modules_to_save=[] leaves them frozen "
-            "silently",
+            f"by modules_to_save=[{_listed([*names, *trained])}], or have linear maps adapted by "
+            "naming them in target_modules; exclude_modules or modules_to_save=[] leaves them "
+            "frozen silently",
             stacklevel=5,
         )
 

@@ -10,10 +10,18 @@ from torch import Tensor, nn
 from torch_xgb.settings import Settings
 from torch_xgb.targets.blocks import find_blocks
 from torch_xgb.targets.designated import holders, select_layers
-from torch_xgb.targets.heads import find_heads, left_out, named_modules, warn_of_frozen
+from torch_xgb.targets.heads import (
+    find_heads,
+    left_out,
+    named_modules,
+    unnamed,
+    warn_of_frozen,
+    warn_of_unnamed,
+)
 from torch_xgb.targets.layers import Layer, Target, is_linear
 from torch_xgb.targets.names import Names, excluding, matcher
 from torch_xgb.targets.quantised import base_tensors, check_beside
+from torch_xgb.targets.structure import is_map
 from torch_xgb.weights.own import require_writable
 from torch_xgb.weights.weight import Weight
 
@@ -112,6 +120,9 @@ def select(model: nn.Module, settings: Settings) -> Selection:
         rest = {**found, **others}
         frozen = (n for n, m in rest.items() if not excluded(n) and _rests(m, trained))
         warn_of_frozen(frozen, heads)
+        adapted = {id(target.weight.parameter) for layer in layers for target in layer.targets}
+        alone = unnamed(model, blocks, named == "all-linear")
+        warn_of_unnamed([n for n, p in alone.items() if not excluded(n) and id(p) not in adapted])
     return Selection(model, layers, heads)
 
 
@@ -125,5 +136,5 @@ def _is_named(name: str, module: nn.Module, targets: Names) -> bool:
 
 
 def _rests(module: nn.Module, trained: Container[nn.Module]) -> bool:
-    """Tell a module with a linear map that no training reaches."""
-    return any(m not in trained for m in module.modules() if is_linear(m))
+    """Tell a module with a map that no training reaches."""
+    return any(m not in trained for m in module.modules() if is_map(m))

@@ -11,8 +11,8 @@ length; within 8 % of 300 it is 300, whose runs ``benchmarks.glue --own`` has. M
 that a run holds: weights, gradients, optimizer state and activations of 16 rows of 32 tokens, where
 the lowest block is drawn.
 
-Rates are those of ``benchmarks.glue --own``; LoRA r=32 takes that of r=8, and fewer blocks that of
-every block. BAdam and GaLore have two, and keep the one of lower loss on the scored rows.
+Rates are those of ``benchmarks.glue --own``; fewer blocks take that of every block. BAdam, GaLore
+and LoRA r=32 have two, and keep the one of lower loss on the scored rows.
 """
 
 from collections.abc import Sequence

@@ -11,8 +11,8 @@ trained in full, AdamW with its own decay. What is measured is which α makes Lo
 from collections.abc import Sequence
 
 from benchmarks.methods.rates import ALPHAS, RANKS, RATES, STARTS, method
-from benchmarks.runs import command
-from benchmarks.runs.journal import RESULTS, Journal
+from benchmarks.runs import command, sweep
+from benchmarks.runs.journal import Journal
 from benchmarks.runs.sweep import Run, work
 from benchmarks.subjects import minilm
 from benchmarks.tables.rates import rates_table
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.tasks, options.starts, options.seeds = ("TREC",), ("the paper's",), 1
     with command.needed("rates"):
         minilm.folder()
-    journal = Journal(RESULTS / "rates.jsonl")
+    journal = Journal(sweep.RATES)
     for seed in range(options.seeds):  # everything once before anything twice
         for task in options.tasks:
             for start in options.starts:

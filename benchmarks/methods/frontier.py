@@ -124,7 +124,7 @@ def entries() -> tuple[Entry, ...]:
         {"carry": 0.97, "layers_per_booster": 2},
     )
     others = (
-        Entry(Method("PEFT LoRA r=32", lora, 2e-3, known[LORA].grid, {"r": 32, "alpha": 64}), LORA),
+        Entry(Method("PEFT LoRA r=32", lora, 1e-3, (5e-4, 1e-3), {"r": 32, "alpha": 64})),
         Entry(Method("BAdam, 1 block", badam, 5e-4, (2e-4, 5e-4))),
         Entry(Method("GaLore r=8", galore, 5e-3, (2e-3, 5e-3))),
     )

@@ -14,6 +14,7 @@ from benchmarks.subjects.classification import hold_out
 from benchmarks.subjects.tasks import TASKS, load_task
 
 RUNS = RESULTS / "runs.jsonl"
+RATES = RESULTS / "rates.jsonl"  # of the one line, by scale and rate
 # Short runs that show the way and no result: not kept with the others.
 QUICK_RUNS = RESULTS.parents[1] / "runs" / "quick.jsonl"
 # As fast as a run of float32 weights gets: a third of the time of the plain one on a CPU with AMX.

@@ -12,12 +12,17 @@ def rates_table(
     task: str, start: str, ranks: Sequence[int], steps: int, seeds: int, journal: Journal
 ) -> str:
     """Lay out what is recorded of a task: a row for each rank and α, a column for each rate."""
-    rows = []
-    for r in ranks:
-        for alpha in ALPHAS:
-            cells = []
-            for lr in RATES:
-                keys = [Run(task, method(start, r, alpha), lr, s, steps).key for s in range(seeds)]
-                cells.append(percent([journal[key]["score"] for key in keys if key in journal]))
-            rows.append([f"r={r}, α={alpha:g}", *cells])
-    return table([f"{task}, {start}", *(f"{lr:g}" for lr in RATES)], rows)
+    methods = [method(start, r, alpha) for r in ranks for alpha in ALPHAS]
+    scores = {
+        (one.name, lr): [
+            journal[run.key]["score"]
+            for run in (Run(task, one, lr, seed, steps) for seed in range(seeds))
+            if run.key in journal
+        ]
+        for one in methods
+        for lr in RATES
+    }
+    tried = [lr for lr in RATES if any(scores[one.name, lr] for one in methods)]
+    rows = [[one.name, *(percent(scores[one.name, lr]) for lr in tried)] for one in methods]
+    known = [row for row in rows if set(row[1:]) != {"–"}]
+    return table([task, *(f"{lr:g}" for lr in tried)], known) if tried else ""

@@ -10,9 +10,10 @@ from benchmarks.methods import ablation, dynamics
 from benchmarks.methods.frontier import CARRIED, LORA
 from benchmarks.methods.method import Method
 from benchmarks.methods.minilm import METHODS, compared
+from benchmarks.methods.rates import RANKS, STARTS
 from benchmarks.runs import causal, ceiling, domain, frontier, glue, letting_go, regime, theory
 from benchmarks.runs.journal import Journal, Record, canonical
-from benchmarks.runs.sweep import RUNS, best
+from benchmarks.runs.sweep import RATES, RUNS, best
 from benchmarks.subjects.tasks import TASKS
 from benchmarks.tables import efficiency
 from benchmarks.tables.ablation import ablation_table, recorded
@@ -27,6 +28,7 @@ from benchmarks.tables.frontier import used as frontier_used
 from benchmarks.tables.glue import rate_table, score_table
 from benchmarks.tables.letting_go import letting_go_table
 from benchmarks.tables.overview import draw_overview
+from benchmarks.tables.rates import rates_table
 from benchmarks.tables.regime import regime_tables
 from benchmarks.tables.table import table
 from benchmarks.tables.theory import findings
@@ -62,6 +64,17 @@ def glue_block() -> str:
     """Lay out GLUE in kind."""
     journal, size = Journal(RUNS), glue.Size(steps=STEPS)
     return _with_provenance(score_table(size, journal), glue.used(size, journal))
+
+
+def rates_block() -> str:
+    """Lay out the one line's scores by scale and rate."""
+    journal = Journal(RATES)
+    tables = [
+        rates_table(task, start, RANKS, STEPS, SEEDS, journal)
+        for task in ("TREC", "SST-2")
+        for start in STARTS
+    ]
+    return _with_provenance("\n\n".join(filter(None, tables)), journal)
 
 
 def own_rates_block() -> str:
@@ -263,6 +276,7 @@ def missing_block() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "glue": glue_block,
     "own rates": own_rates_block,
+    "rates": rates_block,
     "missing": missing_block,
     "dynamics": dynamics_block,
     "crossing": crossing_block,

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recording import Run, adapted, bert, config_of, gpt2, logits, same, total_update, weights_of
+from torch_xgb import BoostedLowRankOptimizer, Chain
 from torch_xgb.formulas.spectrum import compress, effective_rank, spectra
 from torch_xgb.ledger.export import ExportReport
 
@@ -275,6 +276,33 @@ def test_a_head_that_peft_would_mistake_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'blocks.0.out' for the module 'out'"):
         run.chain.to_peft(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+class Aside(Ambiguous):
+    """One whose name is the end of a frozen module's, which is no target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(8, 8)}) for _ in range(3))
+        self.aside = nn.ModuleDict({"layout": nn.Linear(8, 8, bias=False)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block["up"](x)
+        return self.out(x) + self.aside["layout"](x)
+
+
+def test_a_frozen_module_that_peft_would_take_for_a_head_is_refused(tmp_path: Path) -> None:
+    told: dict[str, Any] = {"modules_to_save": ["out"], "exclude_modules": ["aside", "layout"]}
+    optimizer = BoostedLowRankOptimizer(
+        torch.optim.SGD, Aside(), kappa=1, record=tmp_path, lr=0.1, **told
+    )
+    optimizer.model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    for chain in (optimizer.chain, Chain.load(tmp_path)):
+        assert chain is not None and chain.header.saved_modules == ("out",)
+        with pytest.raises(ValueError, match=r"take 'aside\.layout' for the module 'out'"):
+            chain.to_peft(tmp_path / "adapter")
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:

@@ -166,16 +166,16 @@ def _saved_modules(header: ChainHeader, modules: Mapping[str, Kept]) -> list[str
     """Return the outermost of the modules trained in full; PEFT finds them by the ends of names.
 
     Raises:
-        ValueError: If it would take a target for one.
+        ValueError: If it would take another module for one.
     """
     names = [plain_name(name) for name in header.saved_modules]
     outermost = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
     for name in outermost:
-        for target in modules:
-            if target.endswith(name) or re.match(rf"(^|.*\.){name}($|\..*)", target):
+        for other in (*modules, *header.alike):
+            if other.endswith(name) or re.match(rf"(^|.*\.){name}($|\..*)", other):
                 raise ValueError(
-                    f"PEFT would take the target {target!r} for the module {name!r}, which was "
-                    "trained in full, for its name ends alike: save the trained model instead "
+                    f"PEFT would take {other!r} for the module {name!r}, which was trained in "
+                    "full, for its name ends alike: save the trained model instead "
                     "(save_pretrained)"
                 )
     return outermost

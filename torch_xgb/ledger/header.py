@@ -74,6 +74,7 @@ class ChainHeader:
         targets: Every target module with its layer's name, in the model's order.
         saved: The Parameters trained in full, by name, with their shapes.
         saved_modules: Names of the modules they belong to.
+        alike: Names of other modules that end like one of these, whom PEFT would take for it.
         base_model: Where the model was loaded from, if known.
         model_class: "module:class" of the model.
         fingerprints: Of the original weights, once they are kept.
@@ -88,6 +89,7 @@ class ChainHeader:
     targets: Mapping[str, str]
     saved: Mapping[str, tuple[int, ...]]
     saved_modules: tuple[str, ...]
+    alike: tuple[str, ...] = ()
     base_model: str | None = None
     model_class: str | None = None
     fingerprints: Mapping[str, int] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class ChainHeader:
             targets={t.name: layer.name for layer in selection.layers for t in layer.targets},
             saved={name: tuple(parameter.shape) for name, parameter in selection.named.items()},
             saved_modules=tuple(selection.heads),
+            alike=_alike(model, tuple(map(plain_name, selection.heads))),
             base_model=origin if isinstance(origin, str) and origin else None,
             model_class=f"{kind.__module__}:{kind.__qualname__}",
         )
@@ -202,6 +205,7 @@ class ChainHeader:
             targets=entry(facts, "targets", mapping_of(text)),
             saved=entry(facts, "saved", mapping_of(_shape)),
             saved_modules=tuple(entry(facts, "saved_modules", list_of(text))),
+            alike=tuple(entry(facts, "alike", list_of(text)) if "alike" in facts else ()),
             base_model=entry(facts, "base_model", optional(text)),
             model_class=entry(facts, "model_class", optional(text)),
             fingerprints=entry(facts, "fingerprints", mapping_of(integer)),
@@ -217,6 +221,13 @@ def originals(model: nn.Module, header: ChainHeader) -> dict[str, Tensor]:
     """Return what a run changes of a model, as stored: the targets' weights, the saved modules."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {name: parameters[name].detach() for name in (*header.weights, *header.saved)}
+
+
+def _alike(model: nn.Module, saved: tuple[str, ...]) -> tuple[str, ...]:
+    inside = tuple(f"{name}." for name in saved)
+    named = ((plain_name(name), module) for name, module in model.named_modules())
+    others = ((n, m) for n, m in named if n not in saved and not n.startswith(inside))
+    return tuple(n for n, m in others if n.endswith(saved) and any(True for _ in m.parameters()))
 
 
 def _facts(target: Target, weight: Weight, names: Mapping[int, str]) -> WeightFacts:

@@ -6,16 +6,23 @@ import csv
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .recipe import Recipe
 
-__all__ = ["Data", "Row", "digest", "fields", "load"]
+__all__ = ["Data", "Row", "digest", "fields", "load", "place", "texts"]
 
 Row = Mapping[str, Any]
 Data = tuple[list[Row], list[Row]]  # to learn from, and to be scored on
+
+
+class _Placed(dict[str, Any]):
+    """A row that knows where it stands: shuffled and held out, its number is no help."""
+
+    place: str
 
 
 def load(recipe: Recipe) -> Data:
@@ -52,23 +59,47 @@ def fields(rows: Sequence[Row], names: Sequence[str], part: str) -> list[tuple[A
         ValueError: If a row lacks one.
     """
     found = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows):
         if missing := [name for name in names if row.get(name) is None]:
+            empty = ", which is empty" if missing[0] in row else ""
             raise ValueError(
-                f"row {number} of the {part} data has no field {missing[0]!r}, only {sorted(row)}: "
-                "say which fields hold what, by text, label, prompt or completion"
+                f"{place(row, number, part)} has no field {missing[0]!r}{empty}, only "
+                f"{sorted(name for name in row if row[name] is not None)}: say which fields hold "
+                "what, by text, label, prompt or completion"
             )
         found.append(tuple(row[name] for name in names))
     return found
 
 
+def texts(rows: Sequence[Row], names: Sequence[str], part: str) -> list[tuple[str, ...]]:
+    """Return some fields of every row as texts, which numbers may be.
+
+    Raises:
+        ValueError: If a row lacks one, or has something else there.
+    """
+    found = fields(rows, names, part)
+    for number, values in enumerate(found):
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+                raise ValueError(
+                    f"{place(rows[number], number, part)} has a {type(value).__name__} as "
+                    f"{name!r}, which is no text: of a conversation, or of words cut already, give "
+                    "one text"
+                )
+    return [tuple(map(str, values)) for values in found]
+
+
+def place(row: Row, number: int, part: str) -> str:
+    """Return where a row stands: in its file, or of a data set without one its number."""
+    return getattr(row, "place", f"row {number + 1} of the {part} data")
+
+
 def _read(path: Path) -> list[Row]:
     ending = path.suffix.lower()
     if ending in (".jsonl", ".ndjson", ".json"):
-        rows = list(_json_rows(path))
+        rows = list(_placed(_json_rows(path)))
     elif ending in (".csv", ".tsv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="," if ending == ".csv" else "\t"))
+        rows = list(_placed(_table(path, "," if ending == ".csv" else "\t")))
     else:
         rows = _with_datasets(path)
     if not rows:
@@ -76,22 +107,56 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        numbered = [(f"{path}, row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-    else:
-        lines = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1)]
-        numbered = [(where, _parsed(where, line)) for where, line in lines if line.strip()]
+def _placed(numbered: Iterable[tuple[str, Any]]) -> Iterator[Row]:
     for where, row in numbered:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a row is an object with fields, got {row!r:.60}")
-        yield row
+        placed = _Placed(row)
+        placed.place = where
+        yield placed
 
 
-def _parsed(where: str, line: str) -> Any:  # noqa: ANN401
+def _table(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+    table = csv.DictReader(StringIO(_text(path), newline=""), delimiter=delimiter)
+    names = table.fieldnames or []
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{path}: several columns are called {min(twice)!r}")
     try:
-        return json.loads(line)
+        for row in table:
+            where = f"{path}:{table.line_num}"
+            if None in row:
+                raise ValueError(
+                    f"{where}: the row has more fields than the first line has names, {names}: "
+                    f"put a text with {delimiter!r} in it between quotes"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{table.line_num}: no such table ({error})") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    text = _text(path)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        for i, row in enumerate(_parsed(str(path), text), 1):
+            yield f"{path}, row {i}", row
+    else:
+        for i, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield f"{path}:{i}", _parsed(f"{path}:{i}", line)
+
+
+def _text(path: Path) -> str:
+    """Read a file, which may begin with a mark that says it is UTF-8."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}): save it as that") from None
+
+
+def _parsed(where: str, text: str) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers import (
 
 from . import scores
 from .recipe import Recipe
-from .rows import Data, Row, fields
+from .rows import Data, Row, fields, place, texts
 
 __all__ = ["Task", "task_of"]
 
@@ -87,13 +88,13 @@ class _Reader:
     room: int
 
     def read(self, rows: Sequence[Row], part: str) -> tuple[list[Example], list[Any]]:
-        found = fields(rows, [*self.names, self.label], part)
-        texts = [[str(row[i]) for row in found] for i in range(len(self.names))]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.room)
+        labels = [label for (label,) in fields(rows, [self.label], part)]
+        columns = map(list, zip(*texts(rows, self.names, part), strict=True))
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.room)
         ids: list[Example] = [
-            {n: values[i] for n, values in encoded.items()} for i in range(len(found))
+            {n: values[i] for n, values in encoded.items()} for i in range(len(labels))
         ]
-        return ids, [row[-1] for row in found]
+        return ids, labels
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         collated: Batch = DataCollatorWithPadding(self.tokenizer)([dict(e) for e in examples])
@@ -160,7 +161,7 @@ class _Regression:
 
     def encoded(self, rows: Sequence[Row], part: str) -> list[Example]:
         examples, labels = self.reader.read(rows, part)
-        numbers = [_number(label, i, part) for i, label in enumerate(labels, 1)]
+        numbers = [_number(label, place(rows[i], i, part)) for i, label in enumerate(labels)]
         return [{**e, "labels": n} for e, n in zip(examples, numbers, strict=True)]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
@@ -204,15 +205,14 @@ class _Causal:
 
     def _texts(self, rows: Sequence[Row], part: str) -> list[Example]:
         names = self.recipe.text or ("text",)
-        texts = ["\n".join(map(str, row)) for row in fields(rows, names, part)]
-        return [self._example([], self._ids(text) + self._end) for text in texts]
+        whole = map("\n".join, texts(rows, names, part))
+        return [self._example([], self._ids(text) + self._end) for text in whole]
 
     def _answers(self, rows: Sequence[Row], part: str) -> list[Example]:
         """Prompts are read, completions learned, with the end that tells the model to stop."""
-        pairs = fields(rows, [self.recipe.prompt, self.recipe.completion], part)
+        pairs = texts(rows, [self.recipe.prompt, self.recipe.completion], part)
         return [
-            self._example(self._ids(str(p)), self._ids(str(c), begins=False) + self._end)
-            for p, c in pairs
+            self._example(self._ids(p), self._ids(c, begins=False) + self._end) for p, c in pairs
         ]
 
     def _example(self, prompt: list[int], answer: list[int]) -> Example:
@@ -266,6 +266,10 @@ def _text_fields(row: Row) -> tuple[str, ...]:
 def _classes(recipe: Recipe, data: Data) -> list[str]:
     """Return the labels' names in order: numbers by size, words by the alphabet."""
     found = [row[0] for row in fields(data[0], [recipe.label], "train")]
+    for number, label in enumerate(found):
+        if isinstance(label, (list, dict)) or label != label:
+            where = place(data[0][number], number, "train")
+            raise ValueError(f"{where} has the label {label!r:.60}, which is no class")
     if any(isinstance(label, float) and not label.is_integer() for label in found):
         raise ValueError("labels are fractions, which are no classes: say task=regression")
     labels = sorted({str(label) for label in found}, key=_order)
@@ -283,10 +287,10 @@ def _order(label: str) -> tuple[float, str]:
         return float("inf"), label
 
 
-def _number(label: object, row: int, part: str) -> float:
+def _number(label: object, where: str) -> float:
     try:
-        if isinstance(label, (int, float, str)):
-            return float(label)
-    except ValueError:
+        if isinstance(label, (int, float, str)) and isfinite(number := float(label)):
+            return number
+    except (OverflowError, ValueError):
         pass
-    raise ValueError(f"row {row} of the {part} data has the label {label!r}, which is no number")
+    raise ValueError(f"{where} has the label {label!r:.60}, which is no number")

@@ -257,18 +257,52 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
             RunFolder(tmp_path / taken.replace("/", "-")).require_own({})
 
 
+BROKEN: list[tuple[dict[str, Any], str, str]] = [
+    ({"text": ["rain", "sun"]}, "classification", "a list as 'text', which is no text"),
+    ({"text": None}, "classification", "no field 'text', which is empty, only .'label'.:"),
+    ({"label": float("nan")}, "classification", "the label nan, which is no class"),
+    ({"label": float("nan")}, "regression", "the label nan, which is no number"),
+    ({"label": 10**400}, "regression", "the label 1000.*, which is no number"),
+]
+
+
+@pytest.mark.parametrize(("broken", "task", "says"), BROKEN)
+def test_a_row_that_is_refused_is_told_by_its_line(
+    tmp_path: Path, broken: dict[str, Any], task: str, says: str
+) -> None:
+    """Whatever order rows are learned in, and whichever are held out."""
+    given = [{**row, "label": i % 2} for i, row in enumerate(classes(20))]
+    given[6].update(broken)
+    told: dict[str, Any] = {
+        "model": words_model(tmp_path / "model", BertModel),
+        "train": written(tmp_path / "a.jsonl", given),
+        "out": str(tmp_path / "run"),
+    }
+    with pytest.raises(ValueError, match=rf"a\.jsonl:7 has .*{says}"):
+        quiet(Recipe(task=task, **told))
+
+
 def test_rows_that_are_none(tmp_path: Path) -> None:
-    def load(name: str, text: str) -> Any:
-        (tmp_path / name).write_text(text)
+    def load(name: str, text: str, encoding: str = "utf-8") -> Any:
+        (tmp_path / name).write_bytes(text.encode(encoding))
         told = {"model": "m", "task": "classification", "out": "o", "dev": str(tmp_path / name)}
         return rows.load(Recipe(**told, train=str(tmp_path / name)))[0]
 
     assert load("a.json", '[{"x": 1}]') == load("a.jsonl", '{"x": 1}\n\n') == [{"x": 1}]
     assert load("a.tsv", "x\ty\n1\t2\n") == [{"x": "1", "y": "2"}]
+    assert load("a.jsonl", '{"x": 1}', "utf-8-sig") == [{"x": 1}]  # as Windows writes it
+    assert load("a.csv", 'x,y\r\n"1\r\n2",3\r\n', "utf-8-sig") == [{"x": "1\r\n2", "y": "3"}]
+    assert load("b.csv", "x\nrain\u2028sun\n") == [{"x": "rain\u2028sun"}]
+    with pytest.raises(ValueError, match=r"a\.csv: not UTF-8 \("):
+        load("a.csv", "x,y\n1,2\n", "utf-16")
     for name, text, says in [
         ("b.jsonl", '{"x": 1}\n{"x"', "b.jsonl:2: not JSON"),
         ("c.jsonl", "3\n", "c.jsonl:1: a row is an object"),
         ("d.csv", "x,y\n", "the file has no rows"),
+        ("e.csv", "x,y\n1,2\n1,2,3\n", r"e\.csv:3: the row has more fields than the first line"),
+        ("f.csv", "x,y,x\n1,2,3\n", "several columns are called 'x'"),
+        ("g.csv", 'x\n"' + "a" * 200_000, r"g\.csv:\d: no such table \("),
+        ("h.json", '[{"x": 1}', r"h\.json: not JSON"),
     ]:
         with pytest.raises(ValueError, match=says):
             load(name, text)

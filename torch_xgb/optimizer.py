@@ -237,18 +237,19 @@ class BoostedLowRankOptimizer(Front):
             RuntimeError: After ``finalize()``; or if a drawn factor has no gradient, or a gradient
                 is not finite, in which case nothing is changed.
         """
-        self.boosting.require_attached("step()")
-        if self._wrapped.only_fills_state():
-            return None
-        if self.boosting.pace.catch_up() and closure is None:
-            return warnings.warn(_TRAINED_NOTHING, stacklevel=2)
-        self.boosting.before_step(self.base)
-        try:
-            loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
-        except _Skipped as skipped:
-            return skipped.loss
-        self.boosting.pace.stepped()
-        return loss
+        with self.boosting.alone:
+            self.boosting.require_attached("step()")
+            if self._wrapped.only_fills_state():
+                return None
+            if self.boosting.pace.catch_up() and closure is None:
+                return warnings.warn(_TRAINED_NOTHING, stacklevel=2)
+            self.boosting.before_step(self.base)
+            try:
+                loss = self._wrapped.step(lambda: self._train(closure), self.boosting.course.rate)
+            except _Skipped as skipped:
+                return skipped.loss
+            self.boosting.pace.stepped()
+            return loss
 
     def merge(self) -> None:
         """End the active booster now: merge it, forget it, draw the next and start it afresh.
@@ -276,7 +277,9 @@ class BoostedLowRankOptimizer(Front):
                 changed.
         """
         if self.boosting.attached:
-            self._finish(discard)
+            self.boosting.complete()
+            begun = not discard and bool(self.booster_step or self.boosting.taken_up)
+            self.boosting.finish(merged=begun, dropped=discard)
         if dequantize:
             self.boosting.outcome.dequantize()
         return self.model
@@ -297,13 +300,8 @@ class BoostedLowRankOptimizer(Front):
         Raises:
             RuntimeError: If the model is not quantised, or nothing was trained.
         """
-        self.boosting.pace.complete()
+        self.boosting.complete()
         return self.boosting.outcome.save_adapter(folder, rank)
-
-    def _finish(self, discard: bool) -> None:
-        self.boosting.pace.complete()
-        begun = not discard and bool(self.booster_step or self.boosting.taken_up)
-        self.boosting.finish(merged=begun, dropped=discard)
 
     def observe(self, loss: float | Tensor) -> None:
         """Show the step's loss to the policy given as ``kappa``; without one, do nothing.
@@ -350,7 +348,7 @@ class BoostedLowRankOptimizer(Front):
         self._loaded()
 
     def __getstate__(self) -> dict[str, Any]:
-        self.boosting.pace.complete()
+        self.boosting.complete()
         return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoostedLowRankOptimizer:

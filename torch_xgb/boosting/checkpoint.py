@@ -11,6 +11,7 @@ from typing import Any
 
 from torch_xgb.base.saved import check_counters, check_saved, load_saved, unchanged_on_error
 from torch_xgb.base.wrapped import Wrapped
+from torch_xgb.boosting.alone import alone
 from torch_xgb.boosting.handle import Boosting
 from torch_xgb.callers import callers
 from torch_xgb.ledger.resume import Bookmark
@@ -28,6 +29,7 @@ from torch_xgb.settings import Contract
 __all__ = ["resume", "save"]
 
 
+@alone
 def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     """Return what a resumed run needs beside the model, in tensors and plain types.
 
@@ -56,6 +58,7 @@ def save(boosting: Boosting, wrapped: Wrapped) -> dict[str, Any]:
     return in_one_piece(saved) if is_being_written() else saved
 
 
+@alone
 def resume(boosting: Boosting, wrapped: Wrapped, state_dict: Mapping[str, Any]) -> None:
     """Take a saved state over.
 

@@ -23,6 +23,7 @@ from torch_xgb.boosters.forms import form
 from torch_xgb.boosters.owner import Hold
 from torch_xgb.boosters.recompute import Recompute
 from torch_xgb.boosters.starts import Start
+from torch_xgb.boosting.alone import Alone, alone
 from torch_xgb.boosting.outcome import Outcome
 from torch_xgb.boosting.pace import Pace
 from torch_xgb.boosting.release import vacate
@@ -73,6 +74,7 @@ class Boosting:
         listeners: Those who are told of merges.
         writer: Writes the ledger, if one is kept here.
         pace: Counts steps and takes turns, from ``enter`` on.
+        alone: Held by the thread that is at work.
         attached: Whether anything is in the model.
 
     Raises:
@@ -109,6 +111,7 @@ class Boosting:
         self.followed = Followed(self.selection)
         self._sharding = Sharding(self.model, self.booster, self.selection, recorded, partial)
         self.writer: Writer | None = None
+        self.alone = Alone()
         self.attached = False
 
     @property
@@ -211,10 +214,17 @@ class Boosting:
         """Show a step's loss to the policy, averaged over the processes that train the model."""
         self.course.observe(loss, self._sharding.group)
 
+    @alone
+    def complete(self) -> None:
+        """Do the rest of what an exception has interrupted."""
+        self.pace.complete()
+
+    @alone
     def merge(self) -> None:
         """Merge the active booster (Eq. 8), forget it, draw the next and begin it."""
         self.pace.merge()
 
+    @alone
     def finish(self, *, merged: bool, dropped: bool) -> None:
         """Take everything off the model; a run that resumes begins the next booster.
 

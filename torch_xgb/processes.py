@@ -5,6 +5,7 @@ A group of None is a process alone: nothing is sent, and what it has is all ther
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,36 +35,44 @@ def _are_several() -> bool:
 def all_reduce(value: Tensor, group: ProcessGroup, how: str = "SUM") -> None:
     """Reduce a tensor over the processes of a group, in place.
 
-    NCCL sends from its devices alone: what the host keeps, as weights that are offloaded, goes by
-    way of one.
+    A backend sends from its own devices alone, as NCCL does: what others keep, as the host keeps
+    weights that are offloaded, goes by way of one of those.
 
     Args:
         value: Any tensor.
         group: The processes.
         how: "SUM" or "MAX".
     """
-    detour = value.device.type == "cpu" and distributed.get_backend(group) == "nccl"
-    sent = value.cuda() if detour else value
+    served = _served(group)
+    sent = value if value.device.type in served else value.to(served[0])
     distributed.all_reduce(sent, getattr(distributed.ReduceOp, how), group)
-    if detour:
+    if sent is not value:
         value.copy_(sent)
 
 
+def _served(group: ProcessGroup) -> list[str]:
+    """Return the types of devices that a group sends from, the host's first."""
+    types = {device.type for device in group._device_types} or {"cpu"}
+    return sorted(types, key=lambda one: (one != "cpu", one))
+
+
 def total(values: Sequence[tuple[Tensor, ProcessGroup | None]]) -> list[Tensor]:
-    """Sum tensors over the processes of their groups, with one all-reduce a group and dtype."""
+    """Sum tensors over the processes of their groups: one all-reduce a group, device and dtype.
+
+    Every process must keep them alike: what one has on the host, all have there.
+    """
     result = [value for value, _ in values]
-    for group in dict.fromkeys(group for _, group in values if group is not None):
-        for dtype in dict.fromkeys(value.dtype for value in result):
-            mine = [
-                i for i, (value, of) in enumerate(values) if of is group and value.dtype == dtype
-            ]
-            if not mine:
-                continue
-            flat = torch.cat([result[i].reshape(-1) for i in mine])
-            all_reduce(flat, group)
-            parts = flat.split([result[i].numel() for i in mine])
-            for i, part in zip(mine, parts, strict=True):
-                result[i] = part.view_as(result[i])
+    alike: defaultdict[tuple[ProcessGroup, torch.device, torch.dtype], list[int]]
+    alike = defaultdict(list)
+    for i, (value, group) in enumerate(values):
+        if group is not None:
+            alike[group, value.device, value.dtype].append(i)
+    for (group, _, _), mine in alike.items():
+        flat = torch.cat([result[i].reshape(-1) for i in mine])
+        all_reduce(flat, group)
+        parts = flat.split([result[i].numel() for i in mine])
+        for i, part in zip(mine, parts, strict=True):
+            result[i] = part.view_as(result[i])
     return result
 
 

@@ -1,12 +1,15 @@
 """Gradients averaged at the end of a backward pass, where nobody else does it."""
 
 import math
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmarks.measures.remote import DEVICE, Remote, counting
 from processes import run
 from torch_xgb import processes
 from torch_xgb.parallel.averaging import Averager
@@ -82,19 +85,29 @@ def test_no_process_goes_on_with_a_gradient_that_another_must_not_lack() -> None
     assert lacking == [1.0, None]
 
 
-def test_what_the_host_keeps_goes_by_way_of_a_device_that_nccl_can_send_from(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As gradients of weights that FSDP2 offloads."""
-    seen = []
+@pytest.fixture
+def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A group of two that sends from a device alone, and has the same on both."""
 
-    def sums(tensor: Tensor, op: Any, group: Any) -> None:
-        seen.append(tensor)
+    def doubled(tensor: Tensor, op: Any, group: Any) -> None:
+        assert isinstance(tensor, Remote)
         tensor.mul_(2)
 
-    monkeypatch.setattr(processes.distributed, "all_reduce", sums)
-    monkeypatch.setattr(processes.distributed, "get_backend", lambda group: "nccl")
-    monkeypatch.setattr(Tensor, "cuda", lambda self: self.clone())
+    monkeypatch.setattr(processes.distributed, "all_reduce", doubled)
+    with counting():
+        yield Mock(_device_types=[DEVICE])
+
+
+def test_what_the_host_keeps_goes_by_way_of_a_device_that_nccl_can_send_from(nccl: Any) -> None:
+    """As gradients of weights that FSDP2 offloads."""
     value = torch.ones(3)
-    processes.all_reduce(value, cast(Any, "a group"))
-    assert value.tolist() == [2.0] * 3 and seen[0] is not value
+    processes.all_reduce(value, nccl)
+    assert value.tolist() == [2.0] * 3
+
+
+def test_sums_over_processes_of_what_lies_on_several_devices(nccl: Any) -> None:
+    """As weights of which FSDP2 offloads some."""
+    values = [torch.ones(2), Remote(torch.ones(1)), torch.ones(1), torch.ones(1).int()]
+    summed = processes.total([(one, nccl) for one in values])
+    assert [one.sum().item() for one in summed] == [4, 2, 2, 2]
+    assert [type(one) for one in summed] == [type(one) for one in values]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from torch_xgb.base.steps import beside
 from torch_xgb.weights.dtensors import is_dtensor
 
 __all__ = ["Followed"]
@@ -88,12 +89,15 @@ class Followed:
         if self._are_kept() or any(map(is_dtensor, [*in_full, *self.selection.model.parameters()])):
             return  # of a sharded model others stand there while it is gathered
         self.settle(base)
-        for _, _, p, dtype in self._places:
+        for _, _, p, dtype, _ in self._places:
             _cast(base.state.get(p, {}), dtype, p)
+        for group in base.param_groups[1:]:
+            for p in (p for p in group["params"] if p in base.state):
+                base.state[p] = beside(base.state[p], p, group)
         now = self.selection.named
         # What was there before stays known where a framework trains copies of it instead.
         known = {id(p) for group in base.param_groups for p in group["params"]}
-        known |= {id(p) for _, _, p, _ in self._places}
+        known |= {id(p) for _, _, p, _, _ in self._places}
         if strange := [name for name, p in now.items() if id(p) not in known]:
             raise RuntimeError(_estranged(strange[0], "has come to the model"))
         self._places = _places(heads)
@@ -101,10 +105,10 @@ class Followed:
     def _are_kept(self) -> bool:
         try:
             return all(
-                (module._parameters[name] is p and p.dtype == dtype)
+                (module._parameters[name] is p and p.dtype == dtype and p.device == device)
                 or is_dtensor(p)
                 or is_dtensor(module._parameters[name])
-                for module, name, p, dtype in self._places
+                for module, name, p, dtype, device in self._places
             )
         except (AttributeError, KeyError):
             return False
@@ -128,10 +132,10 @@ class Followed:
 
 def _places(
     heads: Mapping[str, nn.Module],
-) -> list[tuple[nn.Module, str, nn.Parameter, torch.dtype]]:
+) -> list[tuple[nn.Module, str, nn.Parameter, torch.dtype, torch.device]]:
     modules = {module: None for head in heads.values() for module in head.modules()}
     held = [(module, name, p) for module in modules for name, p in module._parameters.items()]
-    return [(module, name, p, p.dtype) for module, name, p in held if p is not None]
+    return [(module, name, p, p.dtype, p.device) for module, name, p in held if p is not None]
 
 
 def _cast(state: dict[str, Any], before: torch.dtype, p: nn.Parameter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from torch.optim import Adadelta, Adam, Adamax, AdamW, Optimizer, RAdam, RMSprop
 
 T = TypeVar("T")
 
-__all__ = ["FreshStart", "only_fills_state", "scaled_lr"]
+__all__ = ["FreshStart", "beside", "only_fills_state", "scaled_lr"]
 
 # What D-Adaptation, Prodigy and their kin have learned of the rate, and learn it from. A booster
 # that began without it would begin at a rate of next to nothing; and of sums begun anew with every
@@ -82,6 +82,7 @@ class FreshStart:
             i: copy.deepcopy(base.state[p]) for i, p in enumerate(factors) if base.state.get(p)
         }
         self._pristine_group = _scalars(base.param_groups[0])
+        self._device = _device(base)
         self._kept = LEARNED_RATE | set(getattr(base, "kept_over_boosters", ()))
         self.counters: dict[str, float | None] = {}
 
@@ -96,6 +97,13 @@ class FreshStart:
             self.counters[key] = self._pristine_group.get(key)
         return result
 
+    def follow(self, base: Optimizer) -> None:
+        """Move the state to where the factors are, if the model has been moved since."""
+        if self._device != (device := _device(base)):
+            self._device, group = device, base.param_groups[0]
+            for parameter in (p for p in group["params"] if p in base.state):
+                base.state[parameter] = beside(base.state[parameter], parameter, group)
+
     def apply(self, base: Optimizer, counters: bool = True) -> None:
         """Make the state of group 0 as if it had never stepped.
 
@@ -109,12 +117,33 @@ class FreshStart:
         for i, parameter in enumerate(group["params"]):
             base.state.pop(parameter, None)
             if i in self._pristine_state:
-                base.state[parameter] = copy.deepcopy(self._pristine_state[i])
+                state = copy.deepcopy(self._pristine_state[i])
+                base.state[parameter] = beside(state, parameter, group)
         for key, value in self.counters.items() if counters else ():
             if value is None:
                 group.pop(key, None)
             else:
                 group[key] = value
+
+
+def beside(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Parameter's state where the Parameter is.
+
+    Counters of steps stay on the CPU, unless the base's kernels read them.
+    """
+    on_device, device = bool(group.get("fused") or group.get("capturable")), parameter.device
+
+    def moved(value: Any) -> Any:  # noqa: ANN401
+        return (
+            value.to(device) if isinstance(value, Tensor) and (value.ndim or on_device) else value
+        )
+
+    return {key: moved(value) for key, value in state.items()}
+
+
+def _device(base: Optimizer) -> torch.device:
+    device: torch.device = base.param_groups[0]["params"][0].device
+    return device
 
 
 @torch.no_grad()

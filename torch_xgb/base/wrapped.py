@@ -90,6 +90,7 @@ class Wrapped:
             RuntimeError: If the gradients of the step before turn out not to have been finite.
         """
         self.verdict.require()
+        self._fresh_start.follow(self.optimizer)
         self.stepping = True
         try:
             with scaled_lr(self.optimizer.param_groups[0], rate):

@@ -8,11 +8,13 @@ move tensors between devices or look at activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_map
 
 from torch_xgb.formulas.lowrank import is_followed
 from torch_xgb.weights.dtensors import is_dtensor
@@ -95,8 +97,14 @@ def _is_own(
     args, kwargs = given
     if is_dtensor(weight) and not any(map(is_dtensor, (*args, *kwargs.values()))):
         return True  # its forward lays its parts out: see ``Cut``
+    args, kwargs = tree_map(partial(_beside, weight), (args, kwargs))
     own = forward(module, *args, **kwargs)
     if own.shape != y.shape:
         return False
     off = (own.detach().to(y.device).float() - y.detach().float()).norm()
     return not bool(off > _ENOUGH * y.detach().float().norm())
+
+
+def _beside(weight: Tensor, given: Any) -> Any:  # noqa: ANN401
+    """Return what was given on the weight's device, where a guest's forward has moved it."""
+    return given.to(weight.device) if isinstance(given, Tensor) else given

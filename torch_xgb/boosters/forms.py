@@ -102,7 +102,7 @@ class LoRA:
     ) -> Tensor:
         x = nn.functional.dropout(x, dropout) if dropout else x
         y = add_low_rank(y, x, pair.A, pair.B, s)
-        return y if pair.b is None else y.add_(pair.b.to(y.dtype))
+        return y if pair.b is None else y.add_(pair.b.to(y.device, y.dtype))
 
     def weights(self, target: Target) -> tuple[Weight, ...]:  # noqa: D102
         biased = self.bias and target.biased

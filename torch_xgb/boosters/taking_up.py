@@ -65,6 +65,9 @@ class TakingUp:
         parts = whole.map(lambda factor: torch.zeros_like(factor, dtype=torch.bool))
         for part in form.narrow(parts, k):
             part.fill_(True)
+        group = self._base.param_groups[0]
+        # Counters of steps stay on the CPU, unless the base's kernels read them.
+        least = 0 if group.get("fused") or group.get("capturable") else 1
         for factor, state, part in zip(whole, held.state, parts, strict=True):
             fresh, inside = (
                 self._base.state.get(factor, {}),
@@ -72,7 +75,7 @@ class TakingUp:
             )
             if state:
                 self._base.state[factor] = {
-                    key: _taken_up(value, fresh.get(key), factor, inside)
+                    key: _taken_up(_beside(value, factor, least), fresh.get(key), inside)
                     for key, value in state.items()
                 }
 
@@ -102,12 +105,17 @@ def _copied(factor: Tensor) -> Tensor:
     return factor.clone(memory_format=torch.contiguous_format)
 
 
-def _taken_up(value: Any, fresh: Any, factor: Tensor, part: Tensor | None) -> Any:  # noqa: ANN401
-    """Return a state of a factor, moved if the model has been; past its rank as before a step."""
-    if not isinstance(value, Tensor) or not value.ndim:
+def _beside(value: Any, factor: Tensor, least: int) -> Any:  # noqa: ANN401
+    """Return a state where its factor is, if it is of so many dimensions at least."""
+    moves = isinstance(value, Tensor) and value.ndim >= least
+    return value.to(factor.device) if moves else value
+
+
+def _taken_up(value: Any, fresh: Any, part: Tensor | None) -> Any:  # noqa: ANN401
+    """Return a state of a factor; past its rank as before a step."""
+    if not isinstance(value, Tensor) or part is None or value.shape != part.shape:
         return value
-    value = value.to(factor.device)
-    if part is None or value.shape != part.shape or not value.is_floating_point():
+    if not (value.ndim and value.is_floating_point()):
         return value
     rest = fresh if isinstance(fresh, Tensor) else torch.zeros_like(value)
     return torch.where(part, value, rest)

@@ -17,6 +17,7 @@ from torch_xgb.boosters.accumulator import Accumulation
 from torch_xgb.boosters.report import MergeReport
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import lost_share
+from torch_xgb.weights.transfers import told
 
 __all__ = ["Additions", "Deed", "Turn"]
 
@@ -72,6 +73,7 @@ class Turn:
 
 
 def _read(measured: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return small tensors of one shape as numbers."""
-    values = torch.stack(list(measured.values())).tolist() if measured else []
-    return dict(zip(measured, values, strict=True))
+    """Return small tensors as numbers: one of a scalar, a list of others."""
+    values = told(list(measured.values()))
+    each = zip(measured.items(), values, strict=True)
+    return {name: value if one.ndim else value[0] for (name, one), value in each}

@@ -103,6 +103,7 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
         no width, or somebody follows the computation who needs the plain expression: a compiler
         (which fuses it by itself), ``torch.jit.trace``, ``torch.func``, or selective checkpointing.
     """
+    x = x.to(y.device)  # of a module whose own forward moves it, as accelerate's
     plain = y.is_nested or not y.is_contiguous() or not (x.shape[-1] and y.shape[-1])
     if torch.compiler.is_compiling() or plain or is_followed():
         h = torch.nn.functional.linear(x, A.to(x.device, x.dtype))

@@ -16,6 +16,7 @@ from torch_xgb.formulas.streams import Field, mix
 from torch_xgb.weights.fingerprints import of_rows, row_sums
 from torch_xgb.weights.places import Piece, Whole, chunks
 from torch_xgb.weights.product import Product
+from torch_xgb.weights.transfers import fetched
 from torch_xgb.weights.weight import Weight
 from torch_xgb.weights.workspace import Workspace
 
@@ -180,7 +181,7 @@ class Addition:
         exact = self._take("exact", W).copy_(W.values)
         if E is not None:
             # In its own dtype first: converted on the host it would be waited for.
-            there = E.values.to(exact.device, non_blocking=True)
+            there = fetched(E.values, exact.device)
             exact.add_(self._take("carried", W).copy_(there))
         before = self._take("before", W).copy_(exact) if self.measured else None
         self._product.add_to(exact, W, partial(self._take, "delta", W))

@@ -60,6 +60,7 @@ class Merger:
     residual_device: torch.device | str | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)
     _saved: set[str] = field(default_factory=set)  # those that a state_dict shares
+    _from: set[torch.device] = field(default_factory=set)  # whence residuals come to the host
     _space: weakref.ref[Workspace] | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +129,7 @@ class Merger:
 
         They share memory with these until the next merge, which then writes to copies.
         """
-        arrived(self.residuals.values())
+        arrived(self._from)
         self._saved = set(self.residuals)
         held = [weight for weight in weights if weight.name in self.residuals]
         return {weight.name: weight.place.store(self.residuals[weight.name]) for weight in held}
@@ -145,7 +146,7 @@ class Merger:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy residuals that are there."""
-        arrived(self.residuals.values())
+        arrived(self._from)
         return {**vars(self), "_space": None}
 
     def _precision(self, W: Tensor) -> str:
@@ -156,14 +157,17 @@ class Merger:
         return "residual" if carries_over(self.precision, W.element_size()) else "nearest"
 
     def _residual(self, name: str, W: Tensor) -> Tensor:
-        if name not in self.residuals:
+        held = self.residuals.get(name)
+        if held is None:
             self.residuals[name] = self._held(W).zero_()
-        elif name in self._saved:
-            self.residuals[name] = self._held(W).copy_(self.residuals[name])
+        elif name in self._saved or (self.residual_device is None and held.device != W.device):
+            self.residuals[name] = self._held(W).copy_(held)
         self._saved.discard(name)
         return self.residuals[name]
 
     def _held(self, W: Tensor) -> Tensor:
+        """Return an unwritten residual, of a weight that may have been moved since the last."""
+        self._from.add(W.device)
         return beside(W, self.residual_device)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torch_xgb.formulas.entries import widest
 
-__all__ = ["Word", "arrived", "beside", "is_apart", "sent", "told"]
+__all__ = ["Word", "arrived", "beside", "fetched", "is_apart", "sent", "told"]
 
 
 _APART = {"cuda"}  # types of devices that take copies and events in their turn
@@ -42,10 +42,19 @@ def beside(like: Tensor, device: torch.device | str | None) -> Tensor:
     return torch.empty_like(like, device=device, pin_memory=pinned)
 
 
-def arrived(tensors: Iterable[Tensor]) -> None:
-    """Wait until what is on its way into tensors of the host is there."""
-    if torch.cuda.is_initialized() and any(tensor.is_pinned() for tensor in tensors):
-        torch.cuda.synchronize()
+def fetched(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, where it arrives in its turn.
+
+    The host would read what has not come yet, so it waits.
+    """
+    return tensor.to(device, non_blocking=is_apart(device))
+
+
+def arrived(devices: Iterable[torch.device]) -> None:
+    """Wait until what is on its way from devices to the host is there."""
+    for device in devices:
+        if is_apart(device):
+            _wait(device)
 
 
 def told(tensors: Sequence[Tensor]) -> list[list[float]]:
@@ -88,6 +97,9 @@ class Word:
         """Be copied when they are there."""
         self.read()
         return Word, (self._values.clone(),)
+
+
+_wait = torch.cuda.synchronize
 
 
 def _mark(device: torch.device) -> Any:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,9 +12,22 @@ from torch import nn
 
 from torch_xgb.targets.compiled import is_compiled
 
-__all__ = ["Compilers", "Tracing", "take_note"]
+__all__ = ["Compilers", "Tracing", "hook_all", "take_note"]
 
 _traced = [0]
+_present: weakref.WeakSet[Compilers] = weakref.WeakSet()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def hook_all() -> int:
+    """Hook every adapter there is, called while a model's call is traced, before its blocks are.
+
+    A compiler that cannot trace a call as a whole, as where FSDP2 shards the model, goes on with
+    one block after the other, and shares what it made of the first with those of the same class.
+    """
+    for compilers in list(_present):
+        compilers.hook()
+    return 0
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -69,6 +83,7 @@ class Compilers:
         """Have what they traced of a model without hooks traced anew, unless their guards tell."""
         if "torch._dynamo" in sys.modules and not guarded:
             torch.compiler.reset()
+        _present.add(self)
         self.look(model)
 
     def look(self, model: nn.Module) -> None:
@@ -83,11 +98,16 @@ class Compilers:
 
     def detach(self) -> None:
         """Have what was traced with the hooks traced anew."""
+        _present.discard(self)
         if self.served or self._tracing.seen:
             torch.compiler.reset()
 
-    def _serve(self) -> None:
+    def hook(self) -> None:
+        """Put every hook there, bound or not."""
         for adapter in self._adapters:
             adapter.hook()
+
+    def _serve(self) -> None:
+        self.hook()
         torch.compiler.reset()
         self.served = True

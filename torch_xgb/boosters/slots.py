@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torch_xgb.boosters.pair import Pair, Shapes
 from torch_xgb.targets.layers import Layer, Target
+from torch_xgb.weights.dtensors import computes_on
 from torch_xgb.weights.wrappers import said_of_fsdp1
 
 __all__ = ["Lent", "ShapesOf", "Slots", "require_plain"]
@@ -37,7 +38,7 @@ class Slots(nn.Module):
     def __init__(self, layers: Sequence[Layer], num_layers: int, shapes_of: ShapesOf) -> None:
         super().__init__()
         targets = [target for layer in layers for target in layer.targets]
-        device = targets[0].weight.parameter.device
+        device = computes_on(targets[0].weight.parameter)
         dtype = reduce(torch.promote_types, (t.dtype for t in targets), torch.float32)
         self.shapes_of = shapes_of
         self.names: dict[Shapes, list[Pair[str]]] = {}

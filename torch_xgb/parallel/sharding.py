@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.boosters.booster import Booster
+from torch_xgb.boosters.compilers import hook_all
 from torch_xgb.parallel.averaging import Averager
 from torch_xgb.parallel.replicas import Replicas
 from torch_xgb.parallel.standing import Standing
@@ -96,7 +97,7 @@ class Sharding:
         self._looking = [self.model.register_forward_pre_hook(self._before_call)]
         self._replicas.attach()
         self.booster.tie_idle(self.group is not None)
-        if self.parallel:
+        if self._is_shared_out():  # a call that is compiled as a whole would not ask
             self._adopt()
 
     def detach(self) -> None:
@@ -215,6 +216,7 @@ class Sharding:
 
     def _before_call(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
+            hook_all()
             return
         refuse_fsdp1(self.model, without=False)
         self.booster.compilers.look(self.model)

@@ -310,8 +310,11 @@ def test_closure_is_observed_and_silence_is_an_error() -> None:
         optimizer.step(closure)
     assert optimizer.booster_index == 1
     cross_entropy(model(x), y).backward()
+    before = [factor.clone() for factor in optimizer.boosting.factors]
     with pytest.raises(RuntimeError, match="optimizer.observe"):
         optimizer.step()
+    assert all(map(torch.equal, optimizer.boosting.factors, before))  # refused before harm
+    optimizer.finalize()
 
 
 def test_policy_resumes() -> None:

@@ -202,6 +202,7 @@ class Boosting:
         Returns:
             Whether the step may be taken; raises as ``nonfinite`` and ``unused`` ask for.
         """
+        self.course.require_observed()
         self._sharding.look_at_gradients(others, self.course.standing, self._wrapped.optimizer)
         ready = self._gradients.prepare(self.booster.named, others, self._wrapped.verdict)
         if ready and self.course.progress.booster_step == 0:

@@ -14,7 +14,7 @@ from torch_xgb.processes import mean
 from torch_xgb.schedule.boundaries import Progress, boundary
 from torch_xgb.schedule.carried import Decay
 from torch_xgb.schedule.draws import Draw, draws
-from torch_xgb.schedule.plateau import LossPolicy
+from torch_xgb.schedule.plateau import LossPlateau, LossPolicy
 from torch_xgb.schedule.rates import RateFactors
 from torch_xgb.settings import Settings
 
@@ -147,6 +147,11 @@ class Course:
                 "carry=Decay(…) goes with a base whose param_groups have an 'lr': give a number, a "
                 "sequence or a callable instead"
             )
+
+    def require_observed(self) -> None:
+        """Raise a RuntimeError if the loss of the step about to be taken is not known, but must."""
+        if isinstance(self.policy, LossPlateau):
+            self.policy.require_seen(self.progress.booster_step + 1)
 
     def observe(self, loss: float | Tensor, group: ProcessGroup | None) -> None:
         """Show a step's loss, averaged over a group of processes, to the policy, if there is one.

@@ -123,14 +123,18 @@ class LossPlateau:
         Raises:
             RuntimeError: If a step's loss was not observed.
         """
+        self.require_seen(booster_step)
+        if self.max_steps is not None and booster_step >= self.max_steps:
+            return True
+        return booster_step >= self.min_steps and self._stale >= self.patience
+
+    def require_seen(self, booster_step: int) -> None:
+        """Raise a RuntimeError if a loss was not observed, up to a step of the active booster."""
         if self._seen < booster_step:
             raise RuntimeError(
                 "knots from the loss need the loss: call optimizer.observe(loss) before each "
                 "optimizer.step(), or give step() a closure"
             )
-        if self.max_steps is not None and booster_step >= self.max_steps:
-            return True
-        return booster_step >= self.min_steps and self._stale >= self.patience
 
     def begin(self) -> None:
         """Begin a new booster: the average goes on, the best starts over."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-
 from torch_xgb.base.verdict import Verdict
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosters.accumulator import Accumulation

@@ -12,10 +12,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_pre_hook,
+)
 
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
+from torch_xgb.base.others import _WATCHING
 
 
 def boosted(model: nn.Module, **settings: Any) -> BoostedLowRankOptimizer:
@@ -77,16 +81,40 @@ def test_nothing_is_said_of_others() -> None:
 
 def test_nobody_watches_for_one_that_is_gone() -> None:
     gc.collect()
-    before = len(_global_optimizer_pre_hooks)
+    before = len(_WATCHING)
     model = unfrozen()
     optimizer = boosted(model)
     train(model, optimizer)
-    assert len(_global_optimizer_pre_hooks) == before + 1
+    assert len(_WATCHING) == before + 1
     optimizer.finalize()
-    assert len(_global_optimizer_pre_hooks) == before
+    assert len(_WATCHING) == before
     model = unfrozen()
     optimizer = boosted(model)
     train(model, optimizer)
     del optimizer
     gc.collect()
-    assert len(_global_optimizer_pre_hooks) == before
+    assert len(_WATCHING) == before
+
+
+def test_one_that_goes_while_another_steps_does_that_no_harm() -> None:
+    """The garbage collector runs anywhere, also where torch goes through the hooks of a step."""
+    model, apart = unfrozen(), nn.Linear(2, 2)
+    held = [boosted(model)]
+    train(model, *held)
+    hooks = len(_global_optimizer_pre_hooks)
+
+    def drop(*_: Any) -> None:
+        held.clear()
+        gc.collect()
+
+    handles = [register_optimizer_step_pre_hook(hook) for hook in (drop, lambda *_: None)]
+    before, other = apart.weight.detach().clone(), SGD(apart.parameters(), lr=0.1)
+    apart(torch.ones(1, 2)).sum().backward()
+    try:
+        other.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not torch.equal(apart.weight, before) and not held
+    train(model := unfrozen(), boosted(model))
+    assert len(_global_optimizer_pre_hooks) == hooks  # one for all

@@ -2,6 +2,10 @@
 
 A script may train embeddings and norms by an optimizer of their own. Building this one freezes
 them, and whoever steps a Parameter without gradient does nothing and says nothing.
+
+One hook of the process looks for all of them, and stays: torch goes through such hooks at each
+step of any optimizer, and one that is removed meanwhile, by the garbage collector or another
+thread, ends that step in an error.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from torch_xgb.base.wrapped import Wrapped
 
@@ -32,33 +37,29 @@ class Others:
     def __init__(self, model: nn.Module, wrapped: Wrapped) -> None:
         self._model, self._wrapped = model, wrapped
         self._required = {id(p) for p in model.parameters() if p.requires_grad}
-        self._seen: weakref.WeakSet[Optimizer] | None = None
-        self._end: weakref.finalize[Any, Any] | None = None
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy without what was seen here: a copy begins to watch with its first step."""
-        return {**vars(self), "_required": set(), "_seen": None, "_end": None}
+        return {**vars(self), "_required": set(), "_seen": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _seen=weakref.WeakSet())
 
     def watch(self) -> None:
         """Begin to watch, where this is not done."""
-        if self._end is None:
-            here, self._seen = weakref.ref(self), weakref.WeakSet()
-
-            def hook(optimizer: Optimizer, *_: Any) -> None:
-                if not torch.compiler.is_compiling() and (others := here()) is not None:
-                    others._look(optimizer)
-
-            self._end = weakref.finalize(self, register_optimizer_step_pre_hook(hook).remove)
+        _WATCHING.add(self)
+        if not _HOOKED:
+            _HOOKED.append(register_optimizer_step_pre_hook(_look_at))
 
     def leave(self) -> None:
         """End it."""
-        if self._end is not None:
-            self._end()
-            self._end = None
+        _WATCHING.discard(self)
 
-    def _look(self, optimizer: Optimizer) -> None:
+    def look(self, optimizer: Optimizer) -> None:
+        """Look at an optimizer that is about to step, the first time it does."""
         groups, own = optimizer.param_groups, self._wrapped.optimizer.param_groups
-        if self._wrapped.stepping or groups is own or self._seen is None or optimizer in self._seen:
+        if self._wrapped.stepping or groups is own or optimizer in self._seen:
             return
         self._seen.add(optimizer)
         held, ours = ({id(p) for group in of for p in group["params"]} for of in (groups, own))
@@ -74,6 +75,16 @@ class Others:
         kind = type(optimizer).__name__
         first = f"{len(names)} weights of the model, first {names[0]!r}, that"
         warnings.warn(f"another optimizer, {kind}, steps {first} {what}", stacklevel=4)
+
+
+_WATCHING: weakref.WeakSet[Others] = weakref.WeakSet()
+_HOOKED: list[RemovableHandle] = []  # the one hook, from the first that watches on
+
+
+def _look_at(optimizer: Optimizer, *_: Any) -> None:
+    if not torch.compiler.is_compiling():
+        for others in list(_WATCHING):
+            others.look(optimizer)
 
 
 _FROZEN = (

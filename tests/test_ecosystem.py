@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 from torch.utils.checkpoint import checkpoint
 
 from anatomy import anatomy, same, same_values, values
-from tiny import Stack, batches, stack
+from tiny import Stack, batches, quick, stack
 from torch_xgb import BoostedLowRankOptimizer
 from training import train
 from zoo import ZOO
@@ -410,30 +410,6 @@ def fresh_compiler() -> Any:
 
 
 SMALL = {"kappa": 2, "layers_per_booster": 1, "r": 1}
-
-
-class Quick(nn.Module):
-    """Blocks that take a compiler less time than attention does."""
-
-    def __init__(self, depth: int = 3) -> None:
-        super().__init__()
-        self.embed = nn.Linear(5, 6)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(depth))
-        self.head = nn.Linear(6, 3)
-        self.embed.requires_grad_(False)
-        self.head.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x.mean(-2))
-
-
-def quick(depth: int = 3) -> Quick:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Quick(depth).double()
 
 
 def eager_losses(steps: int) -> list[float]:

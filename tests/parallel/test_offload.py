@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from benchmarks.measures.remote import DEVICE, Remote, move
 from elsewhere import elsewhere
 from processes import run_once, share
-from tiny import batches
+from tiny import batches, quick
 from torch_xgb import BoostedLowRankOptimizer
 from torch_xgb.processes import everyone, total
 from torch_xgb.weights.dtensors import whole
@@ -34,31 +34,6 @@ HEAD = {"modules_to_save": ["head"]}
 BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 BF16_UNCAST = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 OUT = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
-
-
-class Quick(nn.Module):
-    """Blocks that take little time, on any device and to compile."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        self.embed = nn.Linear(5, 6)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
-        self.head = nn.Linear(6, 3)
-        self.to(dtype)
-        self.embed.requires_grad_(False)
-        self.head.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x.mean(-2))
-
-
-def quick(dtype: torch.dtype = torch.float64) -> Quick:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Quick(dtype)
 
 
 def sharded(model: Any, options: dict[str, Any], device: torch.device) -> nn.Module:
@@ -105,7 +80,7 @@ def trained(
     data = batches(5, data_dtype or dtype)
 
     def begun() -> tuple[nn.Module, Any]:
-        model = quick(dtype)
+        model = quick(dtype=dtype)
         model = model if options is None else sharded(model, options, device)
         return model, BoostedLowRankOptimizer(AdamW, model, **SETTINGS | settings)
 
@@ -208,7 +183,7 @@ def test_what_is_offloaded_meets_nothing_of_the_device(both: list[Any], name: st
 @pytest.mark.parametrize("name", MIXED)
 def test_mixed_precision_merges_in_the_precision_of_the_shards(both: list[Any], name: str) -> None:
     """A sum of rank two, which it would not be if weights were rounded to bfloat16."""
-    before = {n: p.detach() for n, p in quick(torch.float32).named_parameters()}
+    before = {n: p.detach() for n, p in quick(dtype=torch.float32).named_parameters()}
     one = trained(HEAD, None, torch.float32)["logs"][0]
     for found in both:
         assert found[name]["logs"][0] == pytest.approx(one, abs=0.02)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.base.steps import beside
 from torch_xgb.weights.dtensors import is_dtensor
+from torch_xgb.weights.transfers import state_beside
 
 __all__ = ["Followed"]
 
@@ -93,7 +93,7 @@ class Followed:
             _cast(base.state.get(p, {}), dtype, p)
         for group in base.param_groups[1:]:
             for p in (p for p in group["params"] if p in base.state):
-                base.state[p] = beside(base.state[p], p, group)
+                base.state[p] = state_beside(base.state[p], p, group)
         now = self.selection.named
         # What was there before stays known where a framework trains copies of it instead.
         known = {id(p) for group in base.param_groups for p in group["params"]}

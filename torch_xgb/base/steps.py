@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adadelta, Adam, Adamax, AdamW, Optimizer, RAdam, RMSprop
 
+from torch_xgb.weights.transfers import state_beside
+
 T = TypeVar("T")
 
-__all__ = ["FreshStart", "beside", "only_fills_state", "scaled_lr"]
+__all__ = ["FreshStart", "only_fills_state", "scaled_lr"]
 
 # What D-Adaptation, Prodigy and their kin have learned of the rate, and learn it from. A booster
 # that began without it would begin at a rate of next to nothing; and of sums begun anew with every
@@ -102,7 +104,7 @@ class FreshStart:
         if self._device != (device := _device(base)):
             self._device, group = device, base.param_groups[0]
             for parameter in (p for p in group["params"] if p in base.state):
-                base.state[parameter] = beside(base.state[parameter], parameter, group)
+                base.state[parameter] = state_beside(base.state[parameter], parameter, group)
 
     def apply(self, base: Optimizer, counters: bool = True) -> None:
         """Make the state of group 0 as if it had never stepped.
@@ -118,27 +120,12 @@ class FreshStart:
             base.state.pop(parameter, None)
             if i in self._pristine_state:
                 state = copy.deepcopy(self._pristine_state[i])
-                base.state[parameter] = beside(state, parameter, group)
+                base.state[parameter] = state_beside(state, parameter, group)
         for key, value in self.counters.items() if counters else ():
             if value is None:
                 group.pop(key, None)
             else:
                 group[key] = value
-
-
-def beside(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Parameter's state where the Parameter is.
-
-    Counters of steps stay on the CPU, unless the base's kernels read them.
-    """
-    on_device, device = bool(group.get("fused") or group.get("capturable")), parameter.device
-
-    def moved(value: Any) -> Any:  # noqa: ANN401
-        return (
-            value.to(device) if isinstance(value, Tensor) and (value.ndim or on_device) else value
-        )
-
-    return {key: moved(value) for key, value in state.items()}
 
 
 def _device(base: Optimizer) -> torch.device:

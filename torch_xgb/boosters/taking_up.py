@@ -13,6 +13,7 @@ from torch_xgb.boosters.carry import Carry, Held, Taken
 from torch_xgb.weights.addition import Addition
 from torch_xgb.weights.merge import Merger
 from torch_xgb.weights.product import Product
+from torch_xgb.weights.transfers import state_beside
 
 __all__ = ["TakingUp"]
 
@@ -66,8 +67,6 @@ class TakingUp:
         for part in form.narrow(parts, k):
             part.fill_(True)
         group = self._base.param_groups[0]
-        # Counters of steps stay on the CPU, unless the base's kernels read them.
-        least = 0 if group.get("fused") or group.get("capturable") else 1
         for factor, state, part in zip(whole, held.state, parts, strict=True):
             fresh, inside = (
                 self._base.state.get(factor, {}),
@@ -75,8 +74,8 @@ class TakingUp:
             )
             if state:
                 self._base.state[factor] = {
-                    key: _taken_up(_beside(value, factor, least), fresh.get(key), inside)
-                    for key, value in state.items()
+                    key: _taken_up(value, fresh.get(key), inside)
+                    for key, value in state_beside(state, factor, group).items()
                 }
 
     def _products(self, k: int) -> Taken:
@@ -103,12 +102,6 @@ class TakingUp:
 def _copied(factor: Tensor) -> Tensor:
     """Return a copy in the layout of what a ledger replays, so that both round alike."""
     return factor.clone(memory_format=torch.contiguous_format)
-
-
-def _beside(value: Any, factor: Tensor, least: int) -> Any:  # noqa: ANN401
-    """Return a state where its factor is, if it is of so many dimensions at least."""
-    moves = isinstance(value, Tensor) and value.ndim >= least
-    return value.to(factor.device) if moves else value
 
 
 def _taken_up(value: Any, fresh: Any, part: Tensor | None) -> Any:  # noqa: ANN401

@@ -6,7 +6,7 @@ does a copy that is not told otherwise. What is sent from here waits for nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torch_xgb.formulas.entries import widest
 
-__all__ = ["Word", "arrived", "beside", "fetched", "is_apart", "sent", "told"]
+__all__ = ["Word", "arrived", "beside", "fetched", "is_apart", "sent", "state_beside", "told"]
 
 
 _APART = {"cuda"}  # types of devices that take copies and events in their turn
@@ -40,6 +40,23 @@ def beside(like: Tensor, device: torch.device | str | None) -> Tensor:
     home = device is not None and torch.device(device).type == "cpu"
     pinned = home and is_apart(like.device)
     return torch.empty_like(like, device=device, pin_memory=pinned)
+
+
+def state_beside(
+    state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a Parameter's state where the Parameter is.
+
+    Counters of steps stay on the CPU, unless the base's kernels read them.
+    """
+    on_device, device = bool(group.get("fused") or group.get("capturable")), parameter.device
+
+    def moved(value: Any) -> Any:  # noqa: ANN401
+        return (
+            value.to(device) if isinstance(value, Tensor) and (value.ndim or on_device) else value
+        )
+
+    return {key: moved(value) for key, value in state.items()}
 
 
 def fetched(tensor: Tensor, device: torch.device) -> Tensor:

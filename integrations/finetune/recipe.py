@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["PRECISIONS", "TASKS", "Recipe"]
 
 TASKS = ("classification", "regression", "causal-lm")
@@ -140,3 +142,7 @@ def _check_ranges(recipe: Recipe) -> None:
     for name in ("warmup", "dev_share"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"{name} must be a share in [0, 1), got {getattr(recipe, name)}")
+    dtype = getattr(torch, recipe.dtype, None)
+    known = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if not known and recipe.dtype != "auto":
+        raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16', …, got {recipe.dtype!r}")

@@ -138,7 +138,7 @@ def _build(
     recipe: Recipe, folder: RunFolder, data: Data, progress: Progress
 ) -> tuple[Trainer, Task, PreTrainedTokenizerBase]:
     set_seed(recipe.seed)  # of a new head
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+    tokenizer = _tokenizer(recipe.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     task = task_of(recipe, data, tokenizer, _room(recipe, tokenizer))
@@ -161,6 +161,20 @@ def _build(
         trainer.add_callback(_ScoredAfterwards())
     trainer.add_callback(progress)
     return trainer, task, tokenizer
+
+
+def _tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        ValueError: If there is none, as of a model that there is not.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        where = "the hub, as here is no such folder" if not Path(model).is_dir() else "this folder"
+        raise ValueError(f"no tokenizer for model=, {model!r}, from {where}: {error}") from error
+    return tokenizer
 
 
 def _room(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:

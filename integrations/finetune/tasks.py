@@ -271,7 +271,7 @@ def _classes(recipe: Recipe, data: Data) -> list[str]:
             where = place(data[0][number], number, "train")
             raise ValueError(f"{where} has the label {label!r:.60}, which is no class")
     if any(isinstance(label, float) and not label.is_integer() for label in found):
-        raise ValueError("labels are fractions, which are no classes: say task=regression")
+        raise ValueError("labels are fractions, which are no classes: the task is regression")
     labels = sorted({str(label) for label in found}, key=_order)
     if len(labels) < 2:
         raise ValueError(f"the train data has one class only, {labels[0]!r}; it takes two")

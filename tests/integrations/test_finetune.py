@@ -225,6 +225,7 @@ def test_numbers_from_a_table_of_two_texts(tmp_path: Path) -> None:
         ({"task": "poetry"}, "task must be one of"),
         ({"steps": 0}, "steps must be a positive integer"),
         ({"lr": "fast"}, "lr must be of type float"),
+        ({"dtype": "moon"}, "dtype must be .auto., .* got .moon."),
         ({"train": None}, "no data: give train="),
         ({"dataset": "glue"}, "either train= or dataset="),
         ({"settings": {"r": -1}}, "r must be"),
@@ -333,6 +334,29 @@ def test_configuration_files_and_flags(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stop:
         main(["finetune", "--model", "m"])
     assert stop.value.code == 2 and "--task, --out" in capsys.readouterr().err
+
+
+def test_a_command_says_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "a.jsonl", [{"words": "rain", "label": "a"}])
+    model = words_model(tmp_path / "model", BertModel)
+    line = ["finetune", "--task", "classification", "--model", model, "--train", "a.jsonl"]
+    line += ["--out", "run"]
+    for more, says in (
+        (["--train", "b.jsonl"], "^torch-xgb: --train: .*No such file.*'b.jsonl'"),
+        (["--dev", "b.jsonl"], "^torch-xgb: --dev: .*No such file.*'b.jsonl'"),
+        (["--dev", "b.parquet"], "^torch-xgb: --dev: .*No such file"),
+        (["--train", "."], "^torch-xgb: --train: .*[Ii]s a directory|denied"),
+        (["--config", "b.yaml"], "^torch-xgb: --config: .*No such file"),
+        (["--dev", "a.jsonl"], "say it with --text$"),
+        ([], "give --dev$"),
+        (["--dataset", "x"], "give either --train or --dataset, not both"),
+        (["--dev", "a.jsonl", "--model", "none"], "no tokenizer for --model, 'none', from the hub"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            main([*line, *more])
+    with pytest.raises(ValueError, match="say it with text=$"):
+        quiet(Recipe(model=model, task="regression", train="a.jsonl", dev="a.jsonl", out="run"))
 
 
 def test_progress_is_a_line_every_so_often() -> None:

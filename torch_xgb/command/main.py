@@ -6,9 +6,11 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 
 from torch_xgb.command.environment import add_env, version
 from torch_xgb.command.ledgers import add_export, add_plot, add_rollback
@@ -19,6 +21,7 @@ __all__ = ["main", "parser"]
 
 _EXPECTED = (ImportError, OSError, TypeError, ValueError, RuntimeError, KeyboardInterrupt)
 _TRACEBACK = "TORCH_XGB_TRACEBACK"
+_ARGUMENT = re.compile(r"\b(\w+)=(?=[\s,.;:)]|$)")  # asked for by its name in Python
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except _EXPECTED as error:
         if os.environ.get(_TRACEBACK):
             raise
-        said = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        line = " ".join(said.split()) or type(error).__name__
+        line = " ".join(_said(error, options).split()) or type(error).__name__
         if options.json:
             print(json.dumps({"error": line}))
         sys.exit(f"torch-xgb: {line}")
@@ -67,6 +69,21 @@ def parser() -> argparse.ArgumentParser:
         add(commands)
     _complete(whole)
     return whole
+
+
+def _said(error: BaseException, options: argparse.Namespace) -> str:
+    """Return what an error says, with the flags of the command for the library's arguments."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    flags = {flag[2:].replace("-", "_"): flag for flag in options.flags}
+    said = _ARGUMENT.sub(lambda found: flags.get(found[1], found[0]), str(error))
+    file = error.filename if isinstance(error, OSError) else None
+    if not isinstance(file, (str, os.PathLike)):
+        return said
+    given = {flag: getattr(options, name, None) for name, flag in flags.items()}
+    paths = {flag: Path(one) for flag, one in given.items() if isinstance(one, (str, Path))}
+    holding = [f for f, path in paths.items() if path in (Path(file), *Path(file).parents)]
+    return f"{max(holding, key=lambda f: len(paths[f].parts))}: {said}" if holding else said
 
 
 def _complete(whole: argparse.ArgumentParser) -> None:

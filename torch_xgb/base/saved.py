@@ -51,9 +51,11 @@ def check_saved(base: Optimizer, state_dict: Mapping[str, Any]) -> None:
     parameters = [parameter for group in ours for parameter in group["params"]]
     if len(set(map(str, numbers))) != len(numbers):
         raise ValueError(_unlike("it names a parameter twice"))
-    if strangers := [key for key in state if key not in numbers]:
-        raise ValueError(_unlike(f"it has state of a parameter {strangers[0]!r} of no group"))
     plain = type(base).__module__.startswith("torch.optim")
+    strangers = [key for key in state if key not in numbers]
+    # Others keep state of their own in it by name: MADGRAD its 'k'.
+    if strangers := [key for key in strangers if plain or not isinstance(key, str)]:
+        raise ValueError(_unlike(f"it has state of a parameter {strangers[0]!r} of no group"))
     for number, parameter in zip(numbers, parameters, strict=True):
         _check_state(number, state.get(number, {}), parameter, plain)
 
@@ -173,7 +175,7 @@ def unchanged_on_error(base: Optimizer) -> Iterator[None]:
     """Give the base everything back that it had, if what follows raises."""
     held = dict(vars(base))
     groups = [(group, dict(group)) for group in base.param_groups]
-    states = {parameter: dict(state) for parameter, state in base.state.items()}
+    states = {key: dict(s) if isinstance(s, dict) else s for key, s in base.state.items()}
     try:
         yield
     except BaseException:

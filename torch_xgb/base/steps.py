@@ -50,15 +50,16 @@ def only_fills_state(base: Optimizer) -> bool:
     are looked at only where both others hold.
     """
     groups = base.param_groups
-    if base.state or not all("lr" in group and _is_zero(group["lr"]) for group in groups):
+    if base.state or not all(_is_zero(group.get("lr")) for group in groups):
         return False
     gradients = [factor.grad for factor in groups[0]["params"]]
     return all(g is not None and not bool(g.any()) for g in gradients)
 
 
 def _is_zero(lr: object) -> bool:
-    on_host = not isinstance(lr, Tensor) or lr.device.type == "cpu"
-    return on_host and float(lr) == 0  # type: ignore[arg-type]
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return False
+    return lr is not None and float(lr) == 0  # type: ignore[arg-type]
 
 
 class FreshStart:
@@ -68,7 +69,8 @@ class FreshStart:
     What a class counts in the group itself (schedule-free's ``k`` and ``lr_max``) is known by
     changing during its ``step``, and gets back the value it had before the first one. What it has
     learned of the rate there (Prodigy's ``d``) is kept: ``LEARNED_RATE``, and whatever an optimizer
-    names in an attribute ``kept_over_boosters``.
+    names in an attribute ``kept_over_boosters``. State of no Parameter (MADGRAD's ``k``) is of all
+    groups: it begins anew where the factors are alone.
 
     Args:
         base: An optimizer that has not stepped yet.
@@ -83,6 +85,7 @@ class FreshStart:
         self._pristine_state = {
             i: copy.deepcopy(base.state[p]) for i, p in enumerate(factors) if base.state.get(p)
         }
+        self._pristine_rest = copy.deepcopy(_of_none(base))
         self._pristine_group = _scalars(base.param_groups[0])
         self._device = _device(base)
         self._kept = LEARNED_RATE | set(getattr(base, "kept_over_boosters", ()))
@@ -121,11 +124,19 @@ class FreshStart:
             if i in self._pristine_state:
                 state = copy.deepcopy(self._pristine_state[i])
                 base.state[parameter] = state_beside(state, parameter, group)
+        if counters and len(base.param_groups) == 1:
+            for key in _of_none(base):
+                del base.state[key]
+            base.state.update(copy.deepcopy(self._pristine_rest))
         for key, value in self.counters.items() if counters else ():
             if value is None:
                 group.pop(key, None)
             else:
                 group[key] = value
+
+
+def _of_none(base: Optimizer) -> dict[Any, Any]:
+    return {key: value for key, value in base.state.items() if not isinstance(key, Tensor)}
 
 
 def _device(base: Optimizer) -> torch.device:

@@ -71,8 +71,7 @@ class Wrapped:
     ) -> None:
         groups = [{"params": list(factors)}]
         if in_full.optimizer_class is None:
-            groups += in_full.groups(kwargs)
-            self.optimizer = _build(_BASE, optimizer_class, groups, kwargs)
+            self.optimizer = _of_both(optimizer_class, groups, in_full.groups(kwargs), kwargs)
         else:
             first = _build(_BASE, optimizer_class, groups, kwargs)
             own = _build(
@@ -157,6 +156,31 @@ def passed_on(optimizer: Optimizer, name: str) -> Any:  # noqa: ANN401
         ) from None
 
 
+def _of_both(
+    optimizer_class: Callable[..., Optimizer],
+    factors: list[dict[str, Any]],
+    in_full: list[dict[str, Any]],
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    """Return the base of the factors' group and those of the modules trained in full."""
+    try:
+        return _build(_BASE, optimizer_class, [*factors, *in_full], kwargs)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        if not in_full:
+            raise
+        try:
+            _build(_BASE, optimizer_class, factors, kwargs)
+        except Exception:  # noqa: BLE001 - it is not about them
+            raise error from None
+        given = getattr(optimizer_class, "__name__", "the base")
+        raise ValueError(
+            f"{given} takes the boosters' factors and not the modules trained in "
+            f"full, of which it says: {error}. Give these an optimizer of their own, such as "
+            "modules_to_save_optimizer=torch.optim.AdamW; or name others, or none, in "
+            "modules_to_save=[…]"
+        ) from error
+
+
 def _build(
     name: str,
     optimizer_class: Callable[..., Optimizer],
@@ -225,12 +249,17 @@ def _refuse(optimizer_class: type) -> None:
 
 
 def _refuse_apart(base: Optimizer) -> None:
-    """Refuse an optimizer around another one, such as SAM and Lookahead, that shares no state."""
+    """Refuse an optimizer around another one, such as Lookahead, that has not its state as its own.
+
+    One that shows it by a property can have another state kept beside it, and be given none.
+    """
+    held = getattr(type(base), "state", None)
+    shows = isinstance(held, property) and held.fset is None
     for inner in vars(base).values():
-        if isinstance(inner, Optimizer) and inner.state is not base.state:
+        if isinstance(inner, Optimizer) and (shows or inner.state is not base.state):
             inner_name = type(inner).__name__
             raise ValueError(
                 f"{type(base).__name__} cannot train boosters: it is around {inner_name}, whose "
-                "state it does not share, so that this would neither begin anew with each booster "
-                f"nor be saved. Give {inner_name} itself"
+                f"state it {'only shows' if shows else 'does not share'}, so that this would "
+                f"neither begin anew with each booster nor be saved. Give {inner_name} itself"
             )

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from torch_xgb.base.wrapped import Wrapped
 from torch_xgb.boosting.later import Later
+from torch_xgb.boosting.slight import tell_if_still
 from torch_xgb.boosting.turn import Turn
 from torch_xgb.boosting.turns import Turns
 from torch_xgb.ledger.writer import Writer
@@ -125,6 +126,7 @@ class Pace:
             raise
         self._over()
         self._turns.listeners.tell(turn.report)
+        tell_if_still(turn.merged, self._wrapped.optimizer)
 
     def _over(self) -> None:
         self._open = None

@@ -1,9 +1,9 @@
-"""Boosters that move their weights by next to nothing: whoever trains by such is told, once."""
+"""Boosters that move their weights by nothing, or next to it: who trains by such is told once."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
@@ -14,7 +14,7 @@ from torch_xgb.boosters.report import Listeners, MergeReport
 from torch_xgb.weights.places import Whole
 from torch_xgb.weights.weight import Weight
 
-__all__ = ["tell_if_slight"]
+__all__ = ["tell_if_slight", "tell_if_still"]
 
 # Rates that full fine-tuning has and boosters seldom. Of others nobody is asked to wait for norms.
 _SLOW = 1e-4
@@ -38,6 +38,31 @@ def tell_if_slight(listeners: Listeners, weights: Sequence[Weight], base: Optimi
     if isinstance(lr, float) and 0 < lr <= _SLOW:
         look = _Look(weights, base, lr)
         look.handle = listeners.add(look)
+
+
+def tell_if_still(report: MergeReport | None, optimizer: Optimizer) -> None:
+    """Warn if the first booster has moved nothing at all in two steps or more.
+
+    Args:
+        report: Of what was merged, if anything was.
+        optimizer: The base.
+    """
+    if report is None or report.booster_index or report.steps < 2 or any(_moved(report, optimizer)):
+        return
+    base = type(optimizer).__name__
+    warnings.warn(
+        f"booster 0 took {report.steps} steps and moved none of its weights: {base} makes none in "
+        "the first steps after its state began, as each booster has it begin (RAdam waits for its "
+        "variance, AdaShift for old gradients), or none from a factor of zeros (Nero scales by the "
+        "norm); or every gradient was zero, as below a last map of zeros that is not trained. Take "
+        "a larger kappa, or another base. This is said once",
+        stacklevel=2,
+    )
+
+
+def _moved(report: MergeReport, optimizer: Optimizer) -> Iterator[bool]:
+    yield optimizer.param_groups[0].get("lr") == 0  # which is meant to move nothing
+    yield from (norm != 0 for norm in report.update_norm.values())
 
 
 class _Look:

@@ -217,7 +217,7 @@ def _rates(base: Optimizer) -> dict[str, float]:
     names = ["pairs", "in full"]
     names += [f"group {g}" for g in range(2, len(base.param_groups))]
     groups = zip(names, base.param_groups, strict=False)
-    return {name: float(group["lr"]) for name, group in groups if "lr" in group}
+    return {name: float(group["lr"]) for name, group in groups if group.get("lr") is not None}
 
 
 def _memory(boosting: Boosting, base: Optimizer) -> dict[str, int]:

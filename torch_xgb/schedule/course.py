@@ -137,15 +137,21 @@ class Course:
         self.progress, self.draw, self.due, self.rho = progress, draw, False, 1.0
 
     def require_rate(self, lr: object) -> None:
-        """Refuse a base without a learning rate where ρ is tied to one.
+        """Refuse a base without a learning rate where something is tied to one.
 
         Raises:
             ValueError: If there is none.
         """
-        if self._decay is not None and lr is None:
+        tied = {
+            "carry=Decay(…)": self._decay is not None,
+            "rewarmup_steps=": self._rates.rewarmup_steps,
+            "rank_lr_exponent=": self._rates.rank_exponent,
+        }
+        if lr is None and (given := [name for name, told in tied.items() if told]):
             raise ValueError(
-                "carry=Decay(…) goes with a base whose param_groups have an 'lr': give a number, a "
-                "sequence or a callable instead"
+                f"{given[0]} goes with a base whose param_groups have an 'lr', as it is tied to "
+                "that: leave it out, or give the base a rate; carry= takes a number, a sequence or "
+                "a callable instead"
             )
 
     def require_observed(self) -> None:

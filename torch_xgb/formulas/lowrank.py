@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torch_xgb.formulas.entries import widest
+from torch_xgb.formulas.joint_gradient import Joint, add_product, joint_of
 from torch_xgb.formulas.unrounded import unrounded
 
 __all__ = [
@@ -108,7 +109,7 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor
     if torch.compiler.is_compiling() or plain or is_followed():
         h = torch.nn.functional.linear(x, A.to(x.device, x.dtype))
         return y + (s * torch.nn.functional.linear(h, B.to(h.device, h.dtype))).to(y.dtype)
-    out: Tensor = _AddLowRank.apply(y, x, A, B, s)  # type: ignore[no-untyped-call]
+    out: Tensor = _AddLowRank.apply(y, x, A, B, s, joint_of(y, x))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -166,13 +167,21 @@ class _AddLowRank(torch.autograd.Function):
     """y ← y + s·(x Aᵀ)Bᵀ in place."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:  # noqa: ANN401
+    def forward(  # noqa: PLR0913
+        ctx: Any,  # noqa: ANN401
+        y: Tensor,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        s: float,
+        joint: Joint | None,
+    ) -> Tensor:
         with unrounded(y):
             h = _rows(x) @ A.to(x).T
-            _add_outer(y.view(-1, y.shape[-1]), h.to(y.dtype), B.to(y).T, s)
+            add_product(y.view(-1, y.shape[-1]), h.to(y.dtype), B.to(y).T, s)
         trained = any(ctx.needs_input_grad[2:4])  # else x has no part in any gradient
         ctx.save_for_backward(x if trained else None, h if trained else None, A, B)
-        ctx.s, ctx.dtype = s, x.dtype
+        ctx.s, ctx.dtype, ctx.joint = s, x.dtype, joint
         # The output of a linear map with bias is a view; marked dirty, it would make autograd clone
         # the whole gradient (CopySlices). A detached alias is no view, and the map's own backward
         # never reads y.
@@ -188,23 +197,21 @@ class _AddLowRank(torch.autograd.Function):
         with unrounded(g):
             rows = _rows(g)
             gB = (rows @ B.to(g)).mul_(ctx.s).to(ctx.dtype)
-            # Of x's shape without a view: autograd adds further gradients of x into it in place.
-            dx = _outer(gB.view(*g.shape[:-1], gB.shape[-1]), A.to(gB)) if needs_x else None
+            dx = _to_input(ctx.joint, gB, A.to(gB), g.shape[:-1]) if needs_x else None
             dA = (gB.T @ _rows(x)).to(A) if needs_A else None
             dB = (rows.T @ h.to(g.dtype)).to(B).mul_(ctx.s) if needs_B else None
-        return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None
+        return (g if ctx.needs_input_grad[0] else None), dx, dA, dB, None, None
 
 
-def _add_outer(y: Tensor, h: Tensor, rows: Tensor, s: float) -> None:
-    """Add s·h·rows to y: of rank 1 entry by entry, as memory is read and written.
-
-    A matrix product with one inner column takes up to twice that, and in bfloat16 on a CPU without
-    instructions for it a hundred times.
-    """
-    if len(rows) == 1:
-        y.addcmul_(h, rows, value=s)
-    else:
-        y.addmm_(h, rows, alpha=s)
+def _to_input(joint: Joint | None, gB: Tensor, A: Tensor, shape: torch.Size) -> Tensor | None:
+    """Leave the pair's share of x's gradient to the map's own, or return it, of x's shape."""
+    if joint is not None:
+        alone = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        joint.share = None if alone else (gB, A)
+        if not alone:
+            return None
+    # Without a view: autograd adds further gradients of x into it in place.
+    return _outer(gB.view(*shape, gB.shape[-1]), A)
 
 
 def _outer(h: Tensor, rows: Tensor) -> Tensor:

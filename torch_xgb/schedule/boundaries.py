@@ -40,9 +40,8 @@ class Progress:
 class Boundary(Protocol):
     """Tells when a booster ends."""
 
-    @property
-    def first(self) -> int | None:
-        """After how many steps booster 0 ends, if that is known."""
+    def known(self, t: int) -> int | None:
+        """Return after how many steps booster t ends, if that follows from t alone."""
 
     def __call__(self, progress: Progress) -> bool:
         """Return whether the active booster ends with the step just counted."""
@@ -54,9 +53,8 @@ class Every:
 
     kappa: PerBooster[int]
 
-    @property
-    def first(self) -> int | None:  # noqa: D102
-        return self.kappa(0)
+    def known(self, t: int) -> int | None:  # noqa: D102
+        return self.kappa(t)
 
     def __call__(self, progress: Progress) -> bool:  # noqa: D102
         return progress.booster_step >= self.kappa(progress.booster_index)
@@ -72,9 +70,8 @@ class Knots:
 
     knots: tuple[int, ...]
 
-    @property
-    def first(self) -> int | None:  # noqa: D102
-        return self.knots[0]
+    def known(self, t: int) -> int | None:  # noqa: D102
+        return None if t else self.knots[0]
 
     def __call__(self, progress: Progress) -> bool:  # noqa: D102
         return progress.total_steps in self.knots
@@ -84,7 +81,8 @@ class Knots:
 class Never:
     """Keep one booster until it is merged by hand: LoRA (T = 1, kappa = K)."""
 
-    first = None
+    def known(self, t: int) -> int | None:  # noqa: D102
+        return None
 
     def __call__(self, progress: Progress) -> bool:  # noqa: D102
         return False
@@ -95,7 +93,9 @@ class FromLoss:
     """End a booster when a policy that watches the loss says so."""
 
     policy: LossPolicy
-    first = None
+
+    def known(self, t: int) -> int | None:  # noqa: D102
+        return None
 
     def __call__(self, progress: Progress) -> bool:  # noqa: D102
         return self.policy.ends(progress.booster_step)

@@ -67,7 +67,7 @@ class Course:
         """What booster 0 is, by names that say what it follows from."""
         first = self._first
         return {
-            "kappa at booster 0": self._ends.first,
+            "kappa at booster 0": self._ends.known(0),
             "the layers drawn first": first.layers,
             "r at booster 0": first.r,
             "lora_alpha / r at booster 0": first.s,
@@ -185,7 +185,8 @@ class Course:
         active = asdict(self.draw) if self._after is None else None
         progress = asdict(self._after or self.progress)
         rho = self.rho if self._after is None else 1.0
-        return {**progress, "due": self.due, "active": active, "rho": rho, "policy": policy}
+        told = {"due": self.due, "active": active, "rho": rho, "policy": policy}
+        return {**progress, **told, "kappa": self._ends.known(progress["booster_index"])}
 
     def check(self, state: Mapping[str, Any]) -> tuple[Progress, Draw]:
         """Return where a state's run stands, changing nothing.
@@ -209,6 +210,13 @@ class Course:
                 f"the state's booster {progress.booster_index} is {active!r}, and the settings "
                 f"here make it {here!r}. Give the same callables and sequences as the run that was "
                 "saved; each must be pure in the booster's index (and the seed)"
+            )
+        kappa = self._ends.known(progress.booster_index)
+        if (there := state.get("kappa", kappa)) != kappa:
+            raise ValueError(
+                f"the state's booster {progress.booster_index} is of {there!r} steps, and kappa "
+                f"here makes it {kappa}. Give the same callable as the run that was saved; it must "
+                "be pure in the booster's index"
             )
         self._check_policy(state.get("policy"))
         return progress, draw

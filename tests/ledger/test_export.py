@@ -305,6 +305,61 @@ def test_a_frozen_module_that_peft_would_take_for_a_head_is_refused(tmp_path: Pa
             chain.to_peft(tmp_path / "adapter")
 
 
+class Shared(nn.Module):
+    """A bias that two modules of the head hold, and an embedding that reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.read = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+        self.head = nn.ModuleDict({"one": nn.Linear(8, 8), "two": nn.Linear(8, 8)})
+        self.head["two"].bias = self.head["one"].bias
+        self.read.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.read(self.head["one"](x) * self.head["two"](x))
+
+
+@pytest.mark.parametrize("saved", [["head"], ["embed", "read"], ["head", "embed"]])
+def test_parameters_that_modules_trained_in_full_share(tmp_path: Path, saved: list[str]) -> None:
+    told: dict[str, Any] = {"modules_to_save": saved, "target_modules": ["blocks.1.0"]}
+    told["exclude_modules"] = ["head", "embed", "read"]
+    optimizer = BoostedLowRankOptimizer(
+        torch.optim.SGD, Shared(), kappa=1, record=tmp_path / "run", lr=0.1, **told
+    )
+    x = torch.randn(2, 8)
+    for _ in range(2):
+        optimizer.model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model = optimizer.finalize()
+    chain = Chain.load(tmp_path / "run")
+    if saved == ["head", "embed"]:
+        with pytest.raises(ValueError, match=r"'read.weight' is tied to 'embed.weight', which was"):
+            chain.to_peft(tmp_path / "adapter")
+        return
+    chain.to_peft(tmp_path / "adapter")
+    loaded = adapted(Shared(), tmp_path / "adapter")
+    assert torch.allclose(loaded(x), model(x), atol=1e-6)
+
+
+def test_a_head_with_statistics_of_its_own_is_refused(tmp_path: Path) -> None:
+    model = Shared()
+    model.head["one"] = nn.BatchNorm1d(8)
+    told: dict[str, Any] = {"modules_to_save": ["head"], "exclude_modules": ["embed", "read"]}
+    optimizer = BoostedLowRankOptimizer(
+        torch.optim.SGD, model, kappa=1, record=tmp_path / "run", lr=0.1, **told
+    )
+    model(torch.randn(3, 8)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"would not load 'head.one.running_mean', a buffer"):
+        Chain.load(tmp_path / "run").to_peft(tmp_path / "adapter")
+
+
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
     bert().save_pretrained(tmp_path / "base")
     from transformers import BertForSequenceClassification

@@ -85,6 +85,7 @@ def write_adapter(
     modules = {m: pair for name, pair in pairs.items() for m in _holders(name, header)}
     _check_biases(biases, modules)
     saved_modules = _saved_modules(header, modules)
+    saved = {**saved, **{other: saved[name] for other, name in header.tied.items()}}
     tensors = _tensors(modules, wrapped, biases, saved)
     config = _config(header, modules, wrapped, bool(biases), saved_modules)
     report = ExportReport(
@@ -166,7 +167,7 @@ def _saved_modules(header: ChainHeader, modules: Mapping[str, Kept]) -> list[str
     """Return the outermost of the modules trained in full; PEFT finds them by the ends of names.
 
     Raises:
-        ValueError: If it would take another module for one.
+        ValueError: If it would take another module for one, or untie it from another.
     """
     names = [plain_name(name) for name in header.saved_modules]
     outermost = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
@@ -178,6 +179,18 @@ def _saved_modules(header: ChainHeader, modules: Mapping[str, Kept]) -> list[str
                     "full, for its name ends alike: save the trained model instead "
                     "(save_pretrained)"
                 )
+    if header.unlike:
+        raise ValueError(
+            f"PEFT would not load {header.unlike[0]!r}, a buffer of a module trained in full or in "
+            "a list of Parameters: save the trained model instead (save_pretrained)"
+        )
+    for other, name in header.tied.items():
+        if not other.startswith(tuple(f"{module}." for module in outermost)):
+            raise ValueError(
+                f"{other!r} is tied to {name!r}, which was trained in full, and PEFT would give "
+                "that a copy of its own: train both in full, by modules_to_save, or save the "
+                "trained model instead (save_pretrained)"
+            )
     return outermost
 
 

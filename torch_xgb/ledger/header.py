@@ -73,8 +73,11 @@ class ChainHeader:
         weights: Every weight and bias that may be merged into, by name.
         targets: Every target module with its layer's name, in the model's order.
         saved: The Parameters trained in full, by name, with their shapes.
-        saved_modules: Names of the modules they belong to.
+        saved_modules: Names of the modules they belong to; of a list of modules, of those in it.
         alike: Names of other modules that end like one of these, whom PEFT would take for it.
+        tied: Other names of Parameters trained in full, each with the one in ``saved``.
+        unlike: Names of what else is in these modules, and PEFT could not load: buffers, and lists
+            of Parameters.
         base_model: Where the model was loaded from, if known.
         model_class: "module:class" of the model.
         fingerprints: Of the original weights, once they are kept.
@@ -90,6 +93,8 @@ class ChainHeader:
     saved: Mapping[str, tuple[int, ...]]
     saved_modules: tuple[str, ...]
     alike: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    unlike: tuple[str, ...] = ()
     base_model: str | None = None
     model_class: str | None = None
     fingerprints: Mapping[str, int] = field(default_factory=dict)
@@ -110,14 +115,17 @@ class ChainHeader:
         """
         names = {id(module): name for name, module in model.named_modules()}
         held = [(t, weight) for t in selection.targets for weight in form.weights(t)]
+        heads = tuple(n for name, head in selection.heads.items() for n in _called(name, head))
         kind, origin = type(model), getattr(model, "name_or_path", None)
         return cls(
             settings=settings.plain(Contract.RUN),
             weights={weight.name: _facts(target, weight, names) for target, weight in held},
             targets={t.name: layer.name for layer in selection.layers for t in layer.targets},
             saved={name: tuple(parameter.shape) for name, parameter in selection.named.items()},
-            saved_modules=tuple(selection.heads),
-            alike=_alike(model, tuple(map(plain_name, selection.heads))),
+            saved_modules=heads,
+            alike=_alike(model, tuple(map(plain_name, heads))),
+            tied=_tied(model, selection.named),
+            unlike=tuple(n for name, head in selection.heads.items() for n in _unlike(name, head)),
             base_model=origin if isinstance(origin, str) and origin else None,
             model_class=f"{kind.__module__}:{kind.__qualname__}",
         )
@@ -206,6 +214,8 @@ class ChainHeader:
             saved=entry(facts, "saved", mapping_of(_shape)),
             saved_modules=tuple(entry(facts, "saved_modules", list_of(text))),
             alike=tuple(entry(facts, "alike", list_of(text)) if "alike" in facts else ()),
+            tied=entry(facts, "tied", mapping_of(text)) if "tied" in facts else {},
+            unlike=tuple(entry(facts, "unlike", list_of(text)) if "unlike" in facts else ()),
             base_model=entry(facts, "base_model", optional(text)),
             model_class=entry(facts, "model_class", optional(text)),
             fingerprints=entry(facts, "fingerprints", mapping_of(integer)),
@@ -223,11 +233,34 @@ def originals(model: nn.Module, header: ChainHeader) -> dict[str, Tensor]:
     return {name: parameters[name].detach() for name in (*header.weights, *header.saved)}
 
 
+def _called(name: str, module: nn.Module) -> list[str]:
+    """Return a module's name; of a list or mapping, which PEFT cannot wrap, those of what is in it.
+
+    Nobody calls that itself.
+    """
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [name] if any(True for _ in module.parameters()) else []
+    return [n for key, one in module.named_children() for n in _called(f"{name}.{key}", one)]
+
+
+def _unlike(name: str, module: nn.Module) -> list[str]:
+    lists = [module] if isinstance(module, (nn.ParameterList, nn.ParameterDict)) else []
+    named = {n for n, _ in module.named_parameters(name, remove_duplicate=False)}
+    return [n for n in module.state_dict(prefix=f"{name}.") if n not in named or lists]
+
+
 def _alike(model: nn.Module, saved: tuple[str, ...]) -> tuple[str, ...]:
     inside = tuple(f"{name}." for name in saved)
     named = ((plain_name(name), module) for name, module in model.named_modules())
     others = ((n, m) for n, m in named if n not in saved and not n.startswith(inside))
     return tuple(n for n, m in others if n.endswith(saved) and any(True for _ in m.parameters()))
+
+
+def _tied(model: nn.Module, saved: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    names = {id(parameter): name for name, parameter in saved.items()}
+    named = model.named_parameters(remove_duplicate=False)
+    held = {n: names[id(p)] for n, p in named if id(p) in names}
+    return {plain_name(n): name for n, name in held.items() if n not in saved}
 
 
 def _facts(target: Target, weight: Weight, names: Mapping[int, str]) -> WeightFacts:

@@ -89,6 +89,29 @@ def test_what_is_unfrozen_beside_the_targets_is_said_once_and_left() -> None:
     assert not any(p.requires_grad for p in frozen)
 
 
+def test_what_is_unfrozen_and_given_to_a_group_is_trained_and_summed_up() -> None:
+    def run() -> tuple[nn.Sequential, BoostedLowRankOptimizer]:
+        model = small()
+        optimizer = boosted(model)
+        model[0][1].requires_grad_(True)
+        optimizer.add_param_group({"params": model[0][1].parameters()})
+        return model, optimizer
+
+    model, optimizer = run()
+    before = model[0][1].weight.detach().clone()
+    assert optimizer.summary().in_full["0.1.weight"] == before.numel()
+    assert not any(name.startswith("0.1") for name in optimizer.summary().frozen)
+    go(model, optimizer, 2)  # nothing is said
+    assert not torch.equal(model[0][1].weight, before)
+    states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    again, resumed = run()
+    again.load_state_dict(states[0])
+    resumed.load_state_dict(states[1])
+    for one, other in ((model, optimizer), (again, resumed)):
+        go(one, other, 3)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+
+
 def test_an_unfrozen_target_is_frozen_again_and_said() -> None:
     model = small()
     optimizer = boosted(model)

@@ -262,6 +262,44 @@ def test_parameters_in_no_module_of_their_own_are_said_to_stay_frozen(
     assert all("frozen: 'w', 'scale'. " in one and "'kept'" not in one for one in messages)
 
 
+TAPAS = {
+    **{k: SIZES[k] for k in ("hidden_size", "num_attention_heads", "intermediate_size")},
+    **{"num_hidden_layers": 2, "vocab_size": 40, "max_position_embeddings": 32},
+    "num_aggregation_labels": 0,
+}
+
+
+def said_of_bare(model: nn.Module, **settings: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found(model, **settings)
+    (*said,) = (str(w.message) for w in caught if "these Parameters" in str(w.message))
+    return re.findall("'([^']*)'", said[0].partition(". ")[0]) if said else []
+
+
+def test_a_library_s_head_in_no_module_of_its_own_is_said_to_stay_frozen(tmp_path: Path) -> None:
+    model = hf.TapasForQuestionAnswering(hf.TapasConfig(**TAPAS))
+    head = ["output_weights", "column_output_weights", "output_bias", "column_output_bias"]
+    assert said_of_bare(model) == head
+    assert said_of_bare(Around(model)) == [f"body.{name}" for name in head]
+    assert said_of_bare(model, modules_to_save=[]) == []
+    model.save_pretrained(tmp_path / "whole")
+    model.tapas.save_pretrained(tmp_path / "base")
+    assert said_of_bare(type(model).from_pretrained(tmp_path / "base")) == head
+    assert said_of_bare(type(model).from_pretrained(tmp_path / "whole")) == []
+
+
+def test_what_a_checkpoint_did_not_hold_is_said_wherever_it_is(tmp_path: Path) -> None:
+    """A mask token among embeddings that were loaded; the bias over a vocabulary is none."""
+    sizes = {**{k: SIZES[k] for k in TAPAS if k in SIZES}, "num_hidden_layers": 4}
+    config = hf.ViTConfig(**sizes, image_size=4, patch_size=2, num_channels=1, encoder_stride=2)
+    hf.ViTModel(config).save_pretrained(tmp_path / "vit")
+    model = hf.ViTForMaskedImageModeling.from_pretrained(tmp_path / "vit")
+    assert said_of_bare(model) == ["vit.embeddings.mask_token"]
+    hf.BertModel(bert()).save_pretrained(tmp_path / "bert")
+    assert said_of_bare(hf.BertForMaskedLM.from_pretrained(tmp_path / "bert")) == []
+
+
 def test_a_module_made_of_them_is_found() -> None:
     model = Around(hf.BertModel(bert()))
     model.w = nn.ParameterList([nn.Parameter(torch.ones(3, 16)), nn.Parameter(torch.ones(()))])

@@ -317,10 +317,14 @@ def test_falcon_is_adapted_as_peft_adapts_it() -> None:
     assert optimizer.booster_index == 1
 
 
-def test_a_lazy_linear_is_no_target() -> None:
+def test_a_lazy_linear_is_to_be_called_first() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(4))
-    with pytest.raises(ValueError, match="uninitialized parameter"):
-        boosted(model, target_modules=["1"])
+    with pytest.raises(
+        ValueError, match=r"first forward pass.*2 found, first '1\.weight'.*call it"
+    ):
+        boosted(model)
+    model(torch.ones(1, 3))
+    assert set(boosted(model).targets) == {"0", "1"}
 
 
 class Tied(nn.Module):

@@ -144,13 +144,15 @@ class Freeze:
         """
         trained = {id(parameter) for parameter in self._trained()}
         added = {id(p) for group in groups for p in group["params"]} - trained
+        self.keep(model)
         if added:
             self._refuse(model, added)
-        self.keep(model)
+        if others := [p for p in self._theirs if id(p) not in added]:
+            self._say(model, others)
         self._train()
 
     def keep(self, model: nn.Module) -> None:
-        """Freeze what has been unfrozen of the targets, and say what has been beside them."""
+        """Freeze what has been unfrozen of the targets, and note what has been beside them."""
         places = [] if self._set_apart else self._frozen
         if _are_frozen(places) or not any(_required(place) for place in places):
             return
@@ -160,9 +162,6 @@ class Freeze:
         kept = [place for place in places if _is_kept(place, left)]
         unfrozen = [place for place in kept if _required(place)]
         everything = len(unfrozen) == len(kept)
-        others = [] if everything else [place for place in unfrozen if not place.merged]
-        if others:
-            self._say(model, others)
         for place in unfrozen:
             parameter = place.module._parameters[place.name]
             if everything or place.merged:
@@ -182,18 +181,17 @@ class Freeze:
                 "gradient. Build it with modules_to_save=[…] to train modules in full"
             )
 
-    def _say(self, model: nn.Module, unfrozen: Sequence[_Place]) -> None:
+    def _say(self, model: nn.Module, unfrozen: Sequence[nn.Parameter]) -> None:
         if self._said:
             return
         self._said = True
-        first = unfrozen[0].module._parameters[unfrozen[0].name]
-        name = next((n for n, p in model.named_parameters() if p is first), unfrozen[0].name)
+        name = next((n for n, p in model.named_parameters() if p is unfrozen[0]), "?")
         warnings.warn(
             f"{len(unfrozen)} weights require gradients now, first {name!r}, that were frozen when "
             "the optimizer was built: it does not train them. To have it train modules in full, "
-            "build it with modules_to_save=[…]; the weights that boosters are merged into stay "
-            "frozen",
-            stacklevel=4,
+            "build it with modules_to_save=[…], or give them to add_param_group(); the weights "
+            "that boosters are merged into stay frozen",
+            stacklevel=6,
         )
 
     def _trained(self) -> list[nn.Parameter]:

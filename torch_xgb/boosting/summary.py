@@ -141,6 +141,7 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
     progress = boosting.course.progress
     pairs = booster.active_pairs.values() if boosting.attached else ()
     heads = selection.heads if boosting.attached else {}
+    added = _added(boosting, base) if boosting.attached else {}
     return Summary(
         base=type(getattr(base, "first", base)).__name__,
         model=type(boosting.model).__name__,
@@ -151,8 +152,11 @@ def summarised(boosting: Boosting, base: Optimizer) -> Summary:
         designated=sum(math.prod(target.shape) for target in selection.targets),
         drawn=booster.active_layers if boosting.attached else (),
         factors=sum(factor.numel() for pair in pairs for factor in pair),
-        in_full={name: _count(head.parameters()) for name, head in heads.items()},
-        frozen=_frozen(boosting),
+        in_full={
+            **{name: _count(head.parameters()) for name, head in heads.items()},
+            **{name: _count([p]) for name, p in added.items()},
+        },
+        frozen=_frozen(boosting, added.values()),
         told=_told(boosting.settings),
         booster_index=progress.booster_index,
         booster_step=progress.booster_step,
@@ -170,13 +174,20 @@ def shortened(names: Sequence[str]) -> str:
     return f"{shared}: " + ", ".join(name.rpartition(".")[2] for name in names)
 
 
-def _frozen(boosting: Boosting) -> dict[str, int]:
+def _added(boosting: Boosting, base: Optimizer) -> dict[str, Tensor]:
+    """Return the model's Parameters that somebody has given to ``add_param_group``."""
+    known = {id(p) for p in (*boosting.factors, *boosting.trained)}
+    given = {id(p) for group in base.param_groups for p in group["params"]} - known
+    return {name: p for name, p in boosting.model.named_parameters() if id(p) in given}
+
+
+def _frozen(boosting: Boosting, added: Iterable[Tensor]) -> dict[str, int]:
     """Return the largest modules outside of blocks and heads that hold Parameters, with those."""
     model, selection = boosting.model, boosting.selection
     inside = [model.get_submodule(layer.name) for layer in selection.layers]
     inside += [*selection.heads.values(), boosting.booster.slots]
     taken = {id(p) for module in inside for p in module.parameters()}
-    taken |= {id(weight.parameter) for weight in boosting.weights}
+    taken |= {id(weight.parameter) for weight in boosting.weights} | set(map(id, added))
     found: dict[str, int] = {}
 
     def look(name: str, module: nn.Module) -> None:

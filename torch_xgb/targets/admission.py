@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from torch_xgb.targets.quantised import is_quantised, is_quantised_linear
 from torch_xgb.weights.places import Whole, is_plain, place_of
@@ -25,14 +27,14 @@ def admit(model: nn.Module) -> None:
         RuntimeError: If it is wrapped for data parallelism already, or something in it is, or if
             FSDP1 has it.
         ValueError: If it carries PEFT adapters, quantised weights that no booster can stand beside,
-            weights shared out in a way that merges cannot follow, or parameters on the meta
-            device.
+            weights shared out in a way that merges cannot follow, or parameters that are on the
+            meta device or not made yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, {_given(model)}")
     _refuse_wrapped(model)
     refuse_fsdp1(model)
-    for names, what, remedy in (*_modules(model), *_parameters(model)):
+    for names, what, remedy in chain(_unmade(model), _modules(model), _parameters(model)):
         if found := list(names):
             first = found[0] or type(model).__name__  # the model itself has no name
             raise ValueError(f"the model {what} ({len(found)} found, first {first!r}); {remedy}")
@@ -62,6 +64,14 @@ def _given(model: object) -> str:
             "adapted in place"
         )
     return f"got {type(model).__name__}"
+
+
+def _unmade(model: nn.Module) -> Iterator[Obstacle]:
+    yield (
+        (n for n, p in model.named_parameters() if is_lazy(p)),
+        "has parameters that its first forward pass is to make",
+        "call it once before, on any batch",
+    )
 
 
 def _modules(model: nn.Module) -> Iterator[Obstacle]:

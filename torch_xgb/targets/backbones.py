@@ -14,7 +14,7 @@ from torch import nn
 from torch_xgb.targets.embeddings import Embeddings
 from torch_xgb.targets.structure import after_blocks, holds
 
-__all__ = ["heads_of", "is_backbone"]
+__all__ = ["bare_of", "heads_of", "is_backbone"]
 
 Named = tuple[str, nn.Module]
 
@@ -33,6 +33,28 @@ def heads_of(model: nn.Module, blocks: Container[nn.Module]) -> dict[str, nn.Mod
     """
     found = next(heads for known, heads in _HEADS.items() if known(model))
     return dict(found(model, blocks))
+
+
+def bare_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the Parameters that may be made for a task and are in no module of their own.
+
+    As the head of a Tapas is; of transformers' models alone, and no bias over a vocabulary.
+
+    Args:
+        model: One that ``is_backbone``.
+    """
+    loaded = _loaded(model) if _of_transformers(model) else set()
+    embeddings = Embeddings(model)
+    own = model._parameters if _of_transformers(model) and _is_of_a_task(model) else {}
+    named = model.named_parameters() if loaded else own.items()
+    return {
+        name: p
+        for name, p in named
+        if p is not None
+        and id(p) not in loaded
+        and p.is_floating_point()
+        and not (embeddings.hold(p) or embeddings.bias(p))
+    }
 
 
 def _of_transformers(model: nn.Module) -> bool:
@@ -65,7 +87,7 @@ def _task_heads(model: nn.Module, blocks: Container[nn.Module]) -> Iterator[Name
     """What stands beside the base model, or of a task's model without one, beside its bodies."""
     embeddings = Embeddings(model)
     base = model._modules.get(str(model.base_model_prefix))
-    if base is None and not re.search("For[A-Z]", type(model).__name__):
+    if not _is_of_a_task(model):
         return
     inside = {id(p) for p in base.parameters()} if base is not None else set()
     output = model.get_output_embeddings()  # type: ignore[operator]
@@ -78,6 +100,11 @@ def _task_heads(model: nn.Module, blocks: Container[nn.Module]) -> Iterator[Name
             yield name, child
 
 
+def _is_of_a_task(model: nn.Module) -> bool:
+    based = model._modules.get(str(model.base_model_prefix)) is not None
+    return based or re.search("For[A-Z]", type(model).__name__) is not None
+
+
 def _is_body(module: nn.Module, blocks: Container[nn.Module]) -> bool:
     return any(
         m in blocks or isinstance(m, nn.Embedding) or _of_transformers(m) for m in module.modules()
@@ -85,16 +112,9 @@ def _is_body(module: nn.Module, blocks: Container[nn.Module]) -> bool:
 
 
 def _made_new(model: nn.Module, blocks: Container[nn.Module]) -> Iterator[Named]:
-    """What ``from_pretrained`` had to make because the checkpoint did not hold it.
-
-    transformers marks every Parameter that it loads. Where most of a model carries no mark, the
-    marks went with a copy or a conversion, and say nothing.
-    """
-    loaded = {id(p) for p in model.parameters() if getattr(p, "_is_hf_initialized", False)}
-    embeddings = Embeddings(model)
-    counted = [p for p in model.parameters() if not embeddings.hold(p)]
-    missing = sum(p.numel() for p in counted if id(p) not in loaded)
-    if not loaded or 2 * missing > sum(p.numel() for p in counted):
+    """What ``from_pretrained`` had to make because the checkpoint did not hold it."""
+    loaded, embeddings = _loaded(model), Embeddings(model)
+    if not loaded:
         return
 
     def is_new(module: nn.Module) -> bool:
@@ -107,6 +127,19 @@ def _made_new(model: nn.Module, blocks: Container[nn.Module]) -> Iterator[Named]
         model,
         lambda m: is_new(m) and not holds(m, blocks.__contains__) and not embeddings.within(m),
     )
+
+
+def _loaded(model: nn.Module) -> set[int]:
+    """Return the Parameters that ``from_pretrained`` has loaded, or none if that is not known.
+
+    transformers marks every one that it loads. Where most of a model carries no mark, the marks
+    went with a copy or a conversion, and say nothing.
+    """
+    loaded = {id(p) for p in model.parameters() if getattr(p, "_is_hf_initialized", False)}
+    embeddings = Embeddings(model)
+    counted = [p for p in model.parameters() if not embeddings.hold(p)]
+    missing = sum(p.numel() for p in counted if id(p) not in loaded)
+    return loaded if 2 * missing <= sum(p.numel() for p in counted) else set()
 
 
 def _outermost(

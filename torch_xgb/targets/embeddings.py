@@ -26,6 +26,10 @@ class Embeddings:
         """Tell a table of an embedding."""
         return id(parameter) in self._held
 
+    def bias(self, parameter: Tensor) -> bool:
+        """Tell a vector with an entry for each row of a table, as what puts tokens out adds."""
+        return any(tuple(parameter.shape) == shape[:1] for shape in self._shapes)
+
     def within(self, module: nn.Module) -> bool:
         """Tell a module with an embedding in it."""
         return any(isinstance(m, nn.Embedding) for m in module.modules())

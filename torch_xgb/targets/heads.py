@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from torch import nn
 
-from torch_xgb.targets.backbones import heads_of, is_backbone
+from torch_xgb.targets.backbones import bare_of, heads_of, is_backbone
 from torch_xgb.targets.embeddings import Embeddings
 from torch_xgb.targets.names import Names, matcher
 from torch_xgb.targets.structure import after_blocks, holds, outside_blocks
@@ -93,7 +93,7 @@ def unnamed(
 ) -> dict[str, nn.Parameter]:
     """Return the Parameters that may be new beside the blocks, and are in no module of their own.
 
-    They belong to a module that holds the blocks too, of no known library.
+    They belong to a module that holds the blocks too, or were made for a task in a library's model.
 
     Args:
         model: The model.
@@ -102,24 +102,23 @@ def unnamed(
     """
     if not everything and not holds(model, is_backbone):
         return {}
-    found = {
-        f"{name}.{key}" if name else key: parameter
-        for name, module in _outermost_around(model, "", blocks)
-        for key, parameter in module._parameters.items()
-        if parameter is not None and parameter.requires_grad
-    }
+    found = {name: p for name, p in _bare(model, "", blocks) if p.requires_grad}
     embeddings = Embeddings(model)
     return {name: p for name, p in found.items() if not embeddings.hold(p)}
 
 
-def _outermost_around(
-    module: nn.Module, name: str, blocks: Container[nn.Module]
-) -> Iterator[Named]:
-    if is_backbone(module) or module in blocks or not holds(module, blocks.__contains__):
-        return
-    yield name, module
-    for key, child in module.named_children():
-        yield from _outermost_around(child, f"{name}.{key}" if name else key, blocks)
+def _bare(
+    module: nn.Module, prefix: str, blocks: Container[nn.Module]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    own: Iterable[tuple[str, nn.Parameter | None]] = ()
+    children: Iterable[Named] = ()
+    if is_backbone(module):
+        own = bare_of(module).items()
+    elif module not in blocks and holds(module, blocks.__contains__):
+        own, children = module._parameters.items(), module.named_children()
+    yield from ((prefix + key, parameter) for key, parameter in own if parameter is not None)
+    for key, child in children:
+        yield from _bare(child, f"{prefix}{key}.", blocks)
 
 
 def warn_of_unnamed(names: list[str]) -> None:
@@ -128,8 +127,10 @@ def warn_of_unnamed(names: list[str]) -> None:
         warnings.warn(
             f"outside the repeated blocks these Parameters stay frozen: {_listed(names)}. "
             "modules_to_save names modules, and they are in none of their own: keep each in one, "
-            "as in self.w = nn.ParameterList([nn.Parameter(…)]), and name that; exclude_modules or "
-            "modules_to_save=[] leaves them frozen silently",
+            "as in self.w = nn.ParameterList([nn.Parameter(…)]), and name that; or, in a class "
+            "that is not yours, call requires_grad_(True) on them once the optimizer is built, and "
+            "give them to its add_param_group(); exclude_modules or modules_to_save=[] leaves them "
+            "frozen silently",
             stacklevel=5,
         )
 

@@ -120,9 +120,10 @@ def select(model: nn.Module, settings: Settings) -> Selection:
         rest = {**found, **others}
         frozen = (n for n, m in rest.items() if not excluded(n) and _rests(m, trained))
         warn_of_frozen(frozen, heads)
-        adapted = {id(target.weight.parameter) for layer in layers for target in layer.targets}
+        known = {id(target.weight.parameter) for layer in layers for target in layer.targets}
+        known |= {id(p) for m in (*heads.values(), *rest.values()) for p in m.parameters()}
         alone = unnamed(model, blocks, named == "all-linear")
-        warn_of_unnamed([n for n, p in alone.items() if not excluded(n) and id(p) not in adapted])
+        warn_of_unnamed([n for n, p in alone.items() if not excluded(n) and id(p) not in known])
     return Selection(model, layers, heads)
 
 

@@ -11,7 +11,11 @@ from torch_xgb import BoostedLowRankOptimizer
 ALPHAS = (1.0, 4.0, 8.0, 16.0, 32.0)
 RANKS = (1, 8)
 RATES = (2e-4, 5e-4, 1e-3, 2e-3)  # LoRA's customary ones; AdamW's default is the third
-STARTS: dict[str, dict[str, Any]] = {"the paper's": {}, "carry=0.97": {"carry": 0.97}}
+STARTS: dict[str, dict[str, Any]] = {
+    "the paper's": {},
+    "carry=0.97": {"carry": 0.97},
+    'carry=0.97, init="gradient"': {"carry": 0.97, "init": "gradient"},
+}
 
 
 def one_line(model: nn.Module, lr: float, seed: int, **options: Any) -> Trainee:

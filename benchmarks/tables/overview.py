@@ -17,11 +17,11 @@ _SHOWN: dict[str, tuple[str, tuple[int, int], str]] = {
     "PEFT LoRA r=32": ("LoRA r=32", (8, -3), "left"),
     "BAdam, 1 block": ("BAdam", (8, 3), "left"),
     "GaLore r=8": ("GaLore", (8, -3), "left"),
-    PAPER: ("boosters, 4 of 6 blocks", (8, -6), "left"),
+    PAPER: ("boosters, 4 of 6 blocks", (8, -10), "left"),
     f"{PAPER}, checkpointed": ("boosters", (8, -3), "left"),
     CARRIED: ("carry=0.97", (-4, 8), "left"),
     f"{CARRIED}, checkpointed": ("carry=0.97", (8, -3), "left"),
-    f"{CARRIED}, 2 of 6 blocks": ("carry=0.97, 2 of 6 blocks", (8, -6), "left"),
+    f"{CARRIED}, 2 of 6 blocks": ("carry=0.97, 2 of 6 blocks", (14, 1), "left"),
     f"{CARRIED}, 2 of 6 blocks, checkpointed": ("carry=0.97, 2 of 6", (8, -3), "left"),
 }
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from benchmarks.measures.metrics import interval
 from benchmarks.methods import ablation, dynamics
 from benchmarks.methods.frontier import CARRIED, LORA
 from benchmarks.methods.method import Method
-from benchmarks.methods.minilm import METHODS, compared
+from benchmarks.methods.minilm import METHODS, TAKEN_UP, compared
 from benchmarks.methods.rates import RANKS, STARTS
 from benchmarks.runs import causal, ceiling, domain, frontier, glue, letting_go, regime, theory
 from benchmarks.runs.journal import Journal, Record, canonical
@@ -36,7 +36,7 @@ from benchmarks.tables.theory import findings
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 PLOTS = FOLDER / "plots"
 STEPS, SEEDS = 300, 3
-OWN = (*METHODS, "PEFT LoRA r=1", "XGBLoRA r=1, carry=0.97")  # searched for every task
+OWN = (*METHODS, "PEFT LoRA r=1", *TAKEN_UP)  # searched for every task
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -667,9 +667,8 @@ def version_1(
     settings["targets"] = {
         name: list(model.get_submodule(name).weight.shape) for name in optimizer.targets
     }
-    entry = {
-        k: value for k, value in state["booster"].items() if k not in ("seal", "rest", "heads")
-    }
+    later = ("seal", "rest", "heads", "kappa")
+    entry = {key: value for key, value in state["booster"].items() if key not in later}
     return state | {"booster": entry | {"version": 1, "settings": settings}}
 
 

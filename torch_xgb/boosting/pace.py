@@ -64,7 +64,8 @@ class Pace:
         """
         t = self._course.progress.booster_index
         if not self.complete() and t == self._course.progress.booster_index:
-            self._take(partial(self._turns.next, self._wrapped, self._writer))
+            turn = self._take(partial(self._turns.next, self._wrapped, self._writer))
+            tell_if_still(turn.merged, self._wrapped.optimizer)
 
     def finish(self, leave: Callable[[], object], *, merged: bool, dropped: bool) -> None:
         """Take the last turn: see ``Turns.last``."""
@@ -99,8 +100,8 @@ class Pace:
         """Have nothing done later."""
         self._later.stop()
 
-    def _take(self, make: Callable[[], Turn]) -> None:
-        """Take a turn: whatever ends it, nothing is left half done, or it is done later.
+    def _take(self, make: Callable[[], Turn]) -> Turn:
+        """Take and return a turn: whatever ends it, nothing is left half done, or it is done later.
 
         Args:
             make: Returns it, changing nothing.
@@ -112,6 +113,7 @@ class Pace:
             self._later.wait()
             raise
         self._go_on(turn)
+        return turn
 
     def _go_on(self, turn: Turn) -> None:
         try:
@@ -126,7 +128,6 @@ class Pace:
             raise
         self._over()
         self._turns.listeners.tell(turn.report)
-        tell_if_still(turn.merged, self._wrapped.optimizer)
 
     def _over(self) -> None:
         self._open = None

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 
 from tiny import Stack, batches, stack
 from torch_xgb import BoostedLowRankOptimizer
+from training import train
 
 
 class Counting(Optimizer):
@@ -87,45 +86,34 @@ def boosted(base: Any, **settings: Any) -> tuple[Stack, BoostedLowRankOptimizer]
     return model, BoostedLowRankOptimizer(base, model, **settings)
 
 
-def train(model: nn.Module, optimizer: Optimizer, first: int, last: int) -> list[float]:
-    losses = []
-    for x, y in batches(20)[first:last]:
-        loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.parametrize("heads", [[], ["head"]])
 def test_state_by_name_is_resumed(heads: list[str]) -> None:
     model, optimizer = boosted(Counting, modules_to_save=heads)
-    losses = train(model, optimizer, 0, 5)
+    losses = train(model, optimizer, batches(20)[0:5]).losses
     states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    losses += train(model, optimizer, 5, 12)
+    losses += train(model, optimizer, batches(20)[5:12]).losses
     again, resumed = boosted(Counting, modules_to_save=heads)
     again.load_state_dict(states[0])
     resumed.load_state_dict(states[1])
-    assert train(again, resumed, 5, 12) == losses[5:]
+    assert train(again, resumed, batches(20)[5:12]).losses == losses[5:]
 
 
 def test_state_by_name_begins_anew_with_each_booster_where_no_head_shares_it() -> None:
     model, optimizer = boosted(Counting)
     state: dict[Any, Any] = optimizer.state
-    train(model, optimizer, 0, 2)
+    train(model, optimizer, batches(20)[0:2])
     assert state["k"] == 2
-    train(model, optimizer, 2, 3)
+    train(model, optimizer, batches(20)[2:3])
     assert optimizer.booster_index == 1 and state == {"begun": 2}
     model, optimizer = boosted(Counting, modules_to_save=["head"])
-    train(model, optimizer, 0, 5)
+    train(model, optimizer, batches(20)[0:5])
     state = optimizer.state
     assert state["k"] == 5
 
 
 def test_state_by_name_is_unharmed_by_a_state_that_cannot_be_loaded() -> None:
     model, optimizer = boosted(Counting)
-    train(model, optimizer, 0, 2)
+    train(model, optimizer, batches(20)[0:2])
     state = optimizer.state_dict()
     del state["state"]["begun"], state["booster"]["seal"]
     optimizer.base.load_state_dict = lambda state: 1 / 0  # type: ignore[method-assign]
@@ -138,7 +126,7 @@ def test_state_by_name_is_unharmed_by_a_state_that_cannot_be_loaded() -> None:
 def test_a_base_without_a_rate() -> None:
     model, optimizer = boosted(Relative, modules_to_save=["head"])
     before = model.head.weight.clone()
-    train(model, optimizer, 0, 4)
+    train(model, optimizer, batches(20)[0:4])
     assert optimizer.booster_index == 1 and not torch.equal(model.head.weight, before)
     assert "rate" not in str(optimizer.summary())
     for tied in ({"rewarmup_steps": 2}, {"rank_lr_exponent": -0.25}):
@@ -149,10 +137,10 @@ def test_a_base_without_a_rate() -> None:
 def test_a_base_that_does_nothing_at_first_is_told_once() -> None:
     model, optimizer = boosted(Waiting, lr=0.1)
     with pytest.warns(UserWarning, match="3 steps and moved none of its weights: Waiting") as said:
-        train(model, optimizer, 0, 9)
+        train(model, optimizer, batches(20)[0:9])
     assert len(said) == 1
     model, optimizer = boosted(SGD, lr=0.0)  # as it was told to
-    train(model, optimizer, 0, 3)
+    train(model, optimizer, batches(20)[0:3])
 
 
 def test_one_that_shows_the_state_of_another_is_refused() -> None:
@@ -166,6 +154,6 @@ def test_one_for_matrices_asks_for_another_beside_it() -> None:
         boosted(Matrices, lr=0.1, modules_to_save=["head"])
     own = {"modules_to_save": ["head"], "modules_to_save_optimizer": lambda g: SGD(g, lr=0.1)}
     model, optimizer = boosted(Matrices, lr=0.1, **own)
-    train(model, optimizer, 0, 4)
+    train(model, optimizer, batches(20)[0:4])
     with pytest.raises(ValueError, match="^Invalid learning rate"):
         boosted(SGD, lr=-1.0, modules_to_save=["head"])

@@ -360,6 +360,30 @@ def test_a_head_with_statistics_of_its_own_is_refused(tmp_path: Path) -> None:
         Chain.load(tmp_path / "run").to_peft(tmp_path / "adapter")
 
 
+class Scaled(Shared):
+    """Has a list of Parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(8))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scales[0]
+
+
+def test_a_list_of_parameters_trained_in_full_is_refused(tmp_path: Path) -> None:
+    model = Scaled()
+    told: dict[str, Any] = {"modules_to_save": ["scales"], "target_modules": ["blocks.1.0"]}
+    told["exclude_modules"] = ["head", "embed", "read"]
+    optimizer = BoostedLowRankOptimizer(
+        torch.optim.SGD, model, kappa=1, record=tmp_path / "run", lr=0.1, **told
+    )
+    model(torch.randn(3, 8)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"would not load 'scales.0', .* a list of Parameters"):
+        Chain.load(tmp_path / "run").to_peft(tmp_path / "adapter")
+
+
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
     bert().save_pretrained(tmp_path / "base")
     from transformers import BertForSequenceClassification

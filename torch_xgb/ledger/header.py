@@ -244,9 +244,11 @@ def _called(name: str, module: nn.Module) -> list[str]:
 
 
 def _unlike(name: str, module: nn.Module) -> list[str]:
-    lists = [module] if isinstance(module, (nn.ParameterList, nn.ParameterDict)) else []
+    held = list(module.state_dict(prefix=f"{name}."))
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+        return held
     named = {n for n, _ in module.named_parameters(name, remove_duplicate=False)}
-    return [n for n in module.state_dict(prefix=f"{name}.") if n not in named or lists]
+    return [n for n in held if n not in named]
 
 
 def _alike(model: nn.Module, saved: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.measures import metrics
 from benchmarks.methods.ceiling import METHODS
 from benchmarks.methods.method import Method
 from benchmarks.runs import ceiling, letting_go, regime, sweep
-from benchmarks.runs.journal import Journal
+from benchmarks.runs.journal import Journal, Record
 from benchmarks.subjects import bytelm, tasks
 from benchmarks.subjects.targets import Target
 from benchmarks.tables.ceiling import difference_table, loss_table, rate_table
@@ -134,18 +135,22 @@ def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = [{"sentence1": f"row {i}", "label": i % 3} for i in range(60)]
     for part in ("train", "test"):
         write_rows(tmp_path / "trec" / f"{part}.jsonl", *rows)
-    monkeypatch.setattr(regime, "METHODS", ("head only",))
+    monkeypatch.setattr(regime, "METHODS", ("head only", "full fine-tuning"))
     monkeypatch.setattr(regime.glue, "rate", lambda *args: 1e-3)
     for cached in (tasks.load_task, sweep._bench, regime._scored):
         cached.cache_clear()
-    queue, journal = (regime.Stage("TREC", 6, 2),), Journal(tmp_path / "regime.jsonl")
+    queue = (regime.Stage("TREC", 6, 2, times=regime.RATES),)
+    journal = Journal(tmp_path / "regime.jsonl")
     assert "Nothing" in regime_tables(queue, journal)
-    regime.run(queue, journal, ["full fine-tuning"])
-    assert not len(journal)  # one that is not asked for
-    regime.run(queue, journal)
+    regime.run(queue, journal, ["head only"])  # and none that is not asked for
+    other = regime.Stage("TREC", 2, checkpoints=1)
+    regime.run((other,), journal)
     for cached in (tasks.load_task, sweep._bench, regime._scored):
         cached.cache_clear()
-    first, second = journal
+    first, half, second, short, _ = journal
+    assert (first["key"]["lr"], half["key"]["lr"]) == (1e-3, 5e-4)
+    better = max((first, half), key=_held_out)  # what a search at this K would have chosen
+    assert (second["key"]["lr"], second["key"]["seed"]) == (better["key"]["lr"], 1)
     assert [c["step"] for c in first["checkpoints"]] == [1, 2, 3, 4, 5, 6]
     assert first["checkpoints"] != second["checkpoints"]  # other seeds
     last = first["checkpoints"][-1]
@@ -153,7 +158,17 @@ def test_a_long_run_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         part: {"score", "loss", "ece"} for part in ("held out", "scored")
     }
     shown = regime_tables(queue, journal)
-    assert "head only" in shown and "±" in shown
+    assert "head only" in shown and "±" in shown and "2 tasks" not in shown
+    shown = regime_tables((*queue, other), journal)
+    mean = statistics.fmean(r["checkpoints"][-1]["scored"]["score"] for r in (better, short))
+    (row,) = (line for line in shown.partition("2 tasks, seed 0")[2].splitlines()[2:])
+    assert row.split("|")[1].strip() == "head only"  # alone has both
+    assert row.split("|")[2].strip() == f"{100 * mean:.1f}"
+
+
+def _held_out(record: Record) -> tuple[float, float]:
+    last = record["checkpoints"][-1]["held out"]
+    return last["score"], -last["loss"]
 
 
 def test_a_pair_that_is_let_go_passes_the_floor_of_its_rank_and_lora_does_not() -> None:

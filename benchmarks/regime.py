@@ -2,7 +2,7 @@
 
     python -m benchmarks.regime                   # the whole queue; goes on where it stopped
     python -m benchmarks.regime --quick           # one task, 8 steps, kept apart
-    python -m benchmarks.regime --tasks TREC --steps 3000 --seeds 3
+    python -m benchmarks.regime --tasks TREC --steps 600 --seeds 3 --rows 200
 
 The papers train GLUE for 30 to 80 epochs, MRPC for 7,000 steps and CoLA for 42,000, where
 benchmarks.glue takes 300 and 900. The five main methods, each at the rate that ``benchmarks.glue
@@ -30,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), metavar="TASK")
     parser.add_argument("--steps", type=int, help="K of those tasks (default: the queue's)")
     parser.add_argument("--seeds", type=int, default=1, help="of those tasks (default: 1)")
+    parser.add_argument("--rows", type=int, help="of train, for those tasks (default: all)")
     parser.add_argument("--times", nargs="+", type=float, default=regime.RATES, metavar="X",
                         help="of the rate found in 300 steps (default: 1 and 0.5)")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=regime.METHODS, metavar="METHOD")
     options = parser.parse_args(argv)
     queue = regime.QUICK if options.quick else regime.QUEUE
     if options.tasks and options.steps:
-        stage = regime.Stage("", options.steps, options.seeds, times=options.times)
+        rest = {"seeds": options.seeds, "times": options.times, "rows": options.rows}
+        stage = regime.Stage("", options.steps, **rest)
         queue = tuple(replace(stage, task=task) for task in options.tasks)
     elif options.tasks:
         queue = tuple(stage for stage in queue if stage.task in options.tasks)

@@ -45,6 +45,12 @@ class Stage:
     seeds: int = 1
     checkpoints: int = 6
     times: Sequence[float] = (1.0,)
+    rows: int | None = None  # of train; all of them for None
+
+    def __str__(self) -> str:
+        """Name the task, the rows where they are few, and K."""
+        few = f", {self.rows:,} rows" if self.rows else ""
+        return f"{self.task}{few}, K = {self.steps:,}"
 
 
 RATES = (1.0, 0.5)  # times the one found in 300 steps: long runs may want a lower one
@@ -53,6 +59,7 @@ _FIRST = (Stage("MRPC", 1500), *(Stage(task, 3000) for task in ("CoLA", "STS-B",
 QUEUE = (
     *_FIRST,
     *(replace(stage, times=RATES) for stage in _FIRST),
+    Stage("TREC", 600, 3, times=RATES, rows=200),
     *(replace(stage, times=RATES, seeds=3) for stage in _FIRST),
     Stage("MRPC", 7000, 3, times=RATES),
     Stage("STS-B", 10000, 3, times=RATES),
@@ -113,11 +120,9 @@ def tried(stage: Stage, name: str) -> list[Followed]:
     """Return a method's runs of seed 0, one a rate; none while no rate is known."""
     lr = glue.rate(stage.task, name, glue.Size(searched=()), Journal(RUNS))
     method = compared(stage.steps)[name]
-    return [
-        Followed(Run(stage.task, method, times * lr, 0, stage.steps, SEARCH), stage.checkpoints)
-        for times in stage.times
-        if lr
-    ]
+    rest = {"seed": 0, "steps": stage.steps, "part": SEARCH, "rows": stage.rows}
+    rates = [times * lr for times in stage.times] if lr else []
+    return [Followed(Run(stage.task, method, rate, **rest), stage.checkpoints) for rate in rates]
 
 
 def best(runs: Sequence[Followed], journal: Journal) -> Followed | None:

@@ -10,7 +10,7 @@ from benchmarks.measures.progress import Progress
 from benchmarks.methods.method import Method
 from benchmarks.runs.finetune import Bench, Settings
 from benchmarks.runs.journal import RESULTS, Journal, Record
-from benchmarks.subjects.classification import hold_out
+from benchmarks.subjects.classification import fewer, hold_out
 from benchmarks.subjects.tasks import TASKS, load_task
 
 RUNS = RESULTS / "runs.jsonl"
@@ -33,6 +33,7 @@ class Run:
     steps: int
     part: str = FINAL
     batch_size: int = 16
+    rows: int | None = None  # of train, drawn by the seed; all of them for None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -47,12 +48,14 @@ class Run:
             "batch_size": self.batch_size,
             "length": TASKS[self.task].length,
             **SHARED,
+            **({"rows": self.rows} if self.rows else {}),
         }
 
     @property
     def bench(self) -> Bench:
         """What it is trained and scored on."""
-        return _bench(self.task, self.part, self.steps, self.batch_size)
+        few = (self.rows, self.seed) if self.rows else None
+        return _bench(self.task, self.part, self.steps, self.batch_size, few)
 
     def __call__(self) -> Record:
         """Train and score."""
@@ -62,11 +65,11 @@ class Run:
 
 
 @cache
-def _bench(task: str, part: str, steps: int, batch_size: int) -> Bench:
-    """Tokenise a task's part once a process."""
-    rows = load_task(task)
+def _bench(task: str, part: str, steps: int, batch_size: int, few: tuple[int, int] | None) -> Bench:
+    """Tokenise a task's part once a process, or so many rows of it that a seed draws."""
+    rows = hold_out(load_task(task)) if part == SEARCH else load_task(task)
     settings = Settings(steps, batch_size, TASKS[task].length, **SHARED)
-    return Bench(hold_out(rows) if part == SEARCH else rows, settings)
+    return Bench(fewer(rows, *few) if few else rows, settings)
 
 
 def work(runs: Sequence[Run], journal: Journal) -> list[Record]:

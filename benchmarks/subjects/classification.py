@@ -146,6 +146,20 @@ def hold_out(task: Task, share: float = 0.15, seed: int = 0, most: int = 500) ->
     return make_task(f"{task.name}, part of train held out", train, dev, metric=task.metric)
 
 
+def fewer(task: Task, rows: int, seed: int) -> Task:
+    """Keep so many rows of train, drawn by the seed.
+
+    Raises:
+        ValueError: If train has not as many, or some label of dev is on none of them.
+    """
+    if not 0 < rows <= len(task.train):
+        raise ValueError(f"{task.name}: rows must be 1 to {len(task.train)}, got {rows}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(task.train), generator=generator)[:rows].tolist()
+    train = [task.train[i] for i in drawn]
+    return make_task(f"{task.name}, {rows} rows", train, task.dev, metric=task.metric)
+
+
 class Encoded:
     """Rows as token ids, ready to be served in batches padded to their longest row."""
 

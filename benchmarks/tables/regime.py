@@ -12,9 +12,10 @@ from benchmarks.tables.table import percent, table
 
 def regime_tables(queue: Sequence[Stage], journal: Journal) -> str:
     """Lay out every task and K of which something is recorded, then the means over them."""
-    most = {(stage.task, stage.steps): stage for stage in queue}  # seeds come later in a queue
+    most = {str(stage): stage for stage in queue}  # seeds come later in a queue
     stages = [stage for stage in most.values() if stage_records(stage, journal)]
-    tables = [*(_stage_table(stage, journal) for stage in stages), _mean_table(stages, journal)]
+    tables = [_stage_table(stage, journal) for stage in stages]
+    tables.append(_mean_table([stage for stage in stages if not stage.rows], journal))
     return "\n\n".join(filter(None, tables)) or "Nothing is recorded yet."
 
 
@@ -37,7 +38,7 @@ def _stage_table(stage: Stage, journal: Journal) -> str:
         held_out = percent([last[SEARCH]["score"] for last in lasts])
         at = "/".join(f"{best['step']:,}" for best in bests)
         rows.append([name, f"{lr:g}", held_out, *_cells(lasts), at, *_cells(bests)])
-    head = [f"{stage.task}, K = {stage.steps:,}", "rate", "held out", "last", "loss", "ECE"]
+    head = [str(stage), "rate", "held out", "last", "loss", "ECE"]
     return table([*head, "best at", "best", "loss", "ECE"], rows)
 
 

@@ -24,7 +24,14 @@ from benchmarks.runs.step import decayed
 from benchmarks.runs.theory import Training
 from benchmarks.subjects import minilm, tasks
 from benchmarks.subjects.choices import IGNORED, Prompts, Question, read_questions, score
-from benchmarks.subjects.classification import Encoded, Row, hold_out, make_task, read_jsonl
+from benchmarks.subjects.classification import (
+    Encoded,
+    Row,
+    fewer,
+    hold_out,
+    make_task,
+    read_jsonl,
+)
 from benchmarks.subjects.docstrings import CHAPTERS, docstring_task
 from benchmarks.subjects.hub import hub_task
 from benchmarks.subjects.targets import Target, slope, trace_norm_gap
@@ -157,6 +164,18 @@ def test_a_search_holds_out_of_train_only() -> None:
     assert len(part.dev) == 6 and sorted(map(str, [*part.train, *part.dev])) == sorted(
         map(str, train)
     )
+
+
+def test_few_rows_are_the_seeds() -> None:
+    train = [Row(str(i), None, i % 2) for i in range(100)]
+    whole = make_task("task", train, [A, B])
+    first, again, other = (fewer(whole, 20, seed) for seed in (0, 0, 1))
+    assert first.train == again.train != other.train
+    assert len(set(first.train)) == 20 and set(first.train) <= set(train) and first.dev == [A, B]
+    with pytest.raises(ValueError, match="1 to 100, got 101"):
+        fewer(whole, 101, 0)
+    keys = [sweep.Run("TREC", METHODS["head only"], 1e-3, 0, 8, rows=n).key for n in (None, 20)]
+    assert "rows" not in keys[0] and keys[1]["rows"] == 20  # old records keep their keys
 
 
 @needs_minilm

@@ -390,6 +390,20 @@ def test_meta_parameters() -> None:
     refuses(model, lambda: build(model), ValueError, "meta")
 
 
+def test_inference_mode() -> None:
+    model = stack(2)
+    with torch.inference_mode():
+        made = stack(2)
+        refuses(model, lambda: build(model), RuntimeError, "inside torch.inference_mode().*outside")
+    with pytest.raises(ValueError, match=r"were made in torch.inference_mode\(\).*outside of it"):
+        build(made)
+    with torch.no_grad():
+        optimizer = build(model)
+    before = values(model)
+    train(model, optimizer, batches(10))
+    assert not same_values(optimizer.finalize(), before)
+
+
 def test_frozen_model_is_fine() -> None:
     """Only what is trained matters, and that is the factors."""
     model = stack().requires_grad_(False)

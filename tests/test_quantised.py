@@ -136,6 +136,12 @@ def test_a_state_beside_another_base_is_refused() -> None:
         build(make()[0]).load_state_dict(build(plain).state_dict())
     with pytest.raises(ValueError, match="quantised"):
         build(stack(3)).load_state_dict(build(make()[0]).state_dict())
+    for part in ("bases", "sums"):  # as an earlier version saved it, without a seal, and damaged
+        state = optimizer.state_dict()
+        del state["booster"]["seal"]
+        state["booster"]["beside"][part] = None
+        with pytest.raises(ValueError, match="has nothing that was merged beside"):
+            build(make()[0]).load_state_dict(state)
 
 
 def test_settings_that_do_not_go_with_it_are_refused() -> None:

@@ -72,3 +72,13 @@ def test_a_cast_run_resumes_bitwise() -> None:
         train(ours, theirs, 7)
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_factors_of_a_wider_dtype_are_not_rounded() -> None:
+    saved = boosted(stack(dtype=torch.float64)).state_dict()
+    model = stack(dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match=r"float64 and would be rounded to torch\.float32.*in the d"
+    ):
+        boosted(model).load_state_dict(saved)
+    boosted(model.double()).load_state_dict(saved)

@@ -69,7 +69,10 @@ class Accumulated:
                     "load it beside the base that the run began with"
                 )
             return
-        if not isinstance(saved, Mapping) or not {"bases", "sums"} <= saved.keys():
+        parts = ("bases", "sums")
+        if not isinstance(saved, Mapping) or not all(
+            isinstance(saved.get(p), Mapping) for p in parts
+        ):
             raise ValueError(
                 "the state has nothing that was merged beside quantised weights: it is of a run on "
                 "plain ones, or damaged"

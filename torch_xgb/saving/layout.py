@@ -34,9 +34,14 @@ def check_factors(values: object, factors: Sequence[Tensor]) -> None:
         )
     for i, (value, factor) in enumerate(zip(given, factors, strict=True)):
         shape, dtype = tuple(factor.shape), factor.dtype
-        if not _is_floating(value, shape) or torch.promote_types(value.dtype, dtype) != dtype:
+        if not _is_floating(value, shape):
             raise ValueError(
                 f"the state is damaged: factor {i} is {_kind(value)}, and needs {shape} of {dtype}"
+            )
+        if torch.promote_types(value.dtype, dtype) != dtype:
+            raise ValueError(
+                f"the state's factors are {value.dtype} and would be rounded to {dtype} here; "
+                "build the optimizer on the model in the dtype that it was saved in"
             )
     if given and given[0].dtype != factors[0].dtype:
         warnings.warn(

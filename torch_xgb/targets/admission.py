@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -25,13 +26,18 @@ def admit(model: nn.Module) -> None:
     Raises:
         TypeError: If ``model`` is no ``nn.Module``.
         RuntimeError: If it is wrapped for data parallelism already, or something in it is, or if
-            FSDP1 has it.
+            FSDP1 has it; or inside ``torch.inference_mode()``.
         ValueError: If it carries PEFT adapters, quantised weights that no booster can stand beside,
             weights shared out in a way that merges cannot follow, or parameters that are on the
-            meta device or not made yet.
+            meta device, made in inference mode or not made yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, {_given(model)}")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "an optimizer cannot be built inside torch.inference_mode(): what is made there cannot "
+            "be trained. Build it outside; torch.no_grad() does no harm"
+        )
     _refuse_wrapped(model)
     refuse_fsdp1(model)
     for names, what, remedy in chain(_unmade(model), _modules(model), _parameters(model)):
@@ -123,6 +129,11 @@ def _parameters(model: nn.Module) -> Iterator[Obstacle]:
         (n for n, p in named if p.is_meta),
         "has parameters on the meta device",
         "materialise them first, e.g. load the model without device_map or init_empty_weights",
+    )
+    yield (
+        (n for n, p in named if p.is_inference()),
+        "has parameters that were made in torch.inference_mode(), and those cannot be trained",
+        "make the model, or load its weights, outside of it",
     )
 
 

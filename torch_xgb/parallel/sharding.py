@@ -147,14 +147,9 @@ class Sharding:
             was built: they have agreed on nothing yet.
 
         Raises:
-            RuntimeError: If no backward pass went before, which would end boosters early; if
-                processes may count other steps; if FSDP1 has the model; or if the base's group 0 no
-                longer holds the factors.
+            RuntimeError: If processes may count other steps; if FSDP1 has the model; or if the
+                base's group 0 no longer holds the factors.
         """
-        if self.averager is not None and not self.averager.had_backward():
-            raise RuntimeError(
-                "step() without a backward pass since the last one, which would end boosters early"
-            )
         if self._unstepped:
             refuse_fsdp1(self.model)
             self.settle(base)
@@ -184,8 +179,13 @@ class Sharding:
             base: Its groups have the rates.
 
         Raises:
-            RuntimeError: If they have not, or do not.
+            RuntimeError: If they have not, or do not; or if no backward pass went before, be it a
+                closure's, which would end boosters early.
         """
+        if self.averager is not None and not self.averager.had_backward():
+            raise RuntimeError(
+                "step() without a backward pass since the last one, which would end boosters early"
+            )
         self.booster.drop_idle_gradients()
         self._standing.before_step(others, standing, base, self.group)
 

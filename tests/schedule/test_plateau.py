@@ -82,6 +82,17 @@ def boosted(model: Stack, policy: LossPlateau, lr: float = 2e-4) -> BoostedLowRa
     return BoostedLowRankOptimizer(SGD, model, kappa=policy, lr=lr, lora_alpha=1e-6)
 
 
+def test_a_closure_that_says_no_loss_leaves_it_to_observe() -> None:
+    """As the empty closure of Lightning's manual optimization."""
+    model, (x, y) = stack(), batches(1)[0]
+    optimizer = BoostedLowRankOptimizer(SGD, model, kappa=of(4), lr=0.1)
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.observe(loss)
+    optimizer.step(lambda: None)  # type: ignore[arg-type,return-value]
+    assert optimizer.booster_step == 1
+
+
 def test_a_policy_told_to_another_run_begins_anew() -> None:
     policy = of(2, min_steps=1, max_steps=2, patience=1)
     models = stack(), stack()

@@ -159,14 +159,15 @@ class Course:
         if isinstance(self.policy, LossPlateau):
             self.policy.require_seen(self.progress.booster_step + 1)
 
-    def observe(self, loss: float | Tensor, group: ProcessGroup | None) -> None:
+    def observe(self, loss: float | Tensor | None, group: ProcessGroup | None) -> None:
         """Show a step's loss, averaged over a group of processes, to the policy, if there is one.
 
         Args:
-            loss: The loss.
+            loss: The loss; None if a closure does not say, as the empty one of Lightning's manual
+                optimization.
             group: The processes that train the model; None if there is only this one.
         """
-        if self.policy is not None:
+        if self.policy is not None and loss is not None:
             self.policy.observe(mean(loss, group))
 
     def leave(self, merged: bool) -> None:

@@ -54,6 +54,7 @@ class BoostingCallback(TrainerCallback):
         self._evaluations: list[float] = []  # the higher, the better
         self._last: MergeReport | None = None
         self._losses: list[Tensor] = []
+        self._most, self._mean = 0, torch.tensor(math.nan)
         self._handles: list[Any] = []
 
     def on_train_begin(
@@ -76,6 +77,7 @@ class BoostingCallback(TrainerCallback):
         logged = [] if state is None else [log.get(self.metric) for log in state.log_history]
         self._evaluations = [self.sign * value for value in logged if value is not None]
         spare_input_gradients(optimizer.model)
+        self._stop()  # where a run is begun again, with smaller batches
         self._handles.append(optimizer.on_merge(self._remember))
         hook = optimizer.model.register_forward_hook(self._keep_loss)
         self._handles.append(hook)
@@ -83,9 +85,16 @@ class BoostingCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show the mean loss of the accumulated batches to the policy, if there is one."""
+        """Show the mean loss of the accumulated batches to the policy, if there is one.
+
+        An epoch's last step may be of fewer batches. Losses that are shares of all of a step's
+        tokens are larger then, means of their own are not, and nothing tells which they are: the
+        policy is shown the mean of the step before once more.
+        """
         if self._losses:
-            _boosted(kwargs["optimizer"]).observe(torch.stack(self._losses).mean())
+            if len(self._losses) >= self._most:
+                self._most, self._mean = len(self._losses), torch.stack(self._losses).mean()
+            _boosted(kwargs["optimizer"]).observe(self._mean)
         self._losses = []
 
     def on_step_end(
@@ -159,14 +168,17 @@ class BoostingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop listening; make the model plain."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._losses = [], []
+        self._stop()
         if self.finalize:
             optimizer = _boosted(kwargs.get("optimizer"))
             if callable(averaged := getattr(optimizer, "eval", None)):
                 averaged()  # of schedule-free bases, whose result is the averages
             optimizer.finalize()
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._losses, self._most = [], [], 0
 
     def _remember(self, report: MergeReport) -> None:
         self._last = report

@@ -14,6 +14,8 @@ from torch_xgb.integrations.transformers import BoostedFactory, BoostingCallback
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -210,6 +212,40 @@ def test_knots_from_the_loss(tmp_path: Path) -> None:
     trainer.train()
     # Booster 0 sets the best loss, booster 1 does not improve on it tenfold: the run has converged.
     assert trainer.state.global_step == 4
+
+
+class Seen(LossPlateau):
+    """Remembers what it was shown."""
+
+    losses: list[float] = []
+
+    def observe(self, loss: float) -> None:
+        Seen.losses.append(loss)
+        super().observe(loss)
+
+
+def test_a_step_of_fewer_batches_is_no_jump_of_the_loss(tmp_path: Path) -> None:
+    """A causal model's losses are shares of all tokens of a step, of two or of five batches."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, **sizes))
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=5,
+        max_steps=6,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in examples(12)]
+    factory = BoostedFactory, {**SETTINGS, "kappa": Seen(), "lr": 1e-6}
+    trainer = Trainer(model, arguments, train_dataset=rows, optimizer_cls_and_kwargs=factory)
+    trainer.add_callback(BoostingCallback(trainer))
+    Seen.losses.clear()
+    trainer.train()
+    assert len(Seen.losses) == 6 and max(Seen.losses) < 1.2 * min(Seen.losses)
 
 
 def test_a_schedule_free_base_ends_with_its_averages(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from processes import run
 from torch_xgb import BoostedLowRankOptimizer
 
 
@@ -66,3 +68,26 @@ def test_outputs_are_as_they_were_where_nothing_is_trained() -> None:
         assert torch.equal(twin(x)["loss"], model(x)["loss"])
     optimizer.finalize()
     assert not model._forward_hooks
+
+
+def _factors(passed_by: list[list[tuple[int, ...]]]) -> list[float]:
+    """What the factors are after steps in which each half of a batch passes by some blocks."""
+    model, optimizer = build("skip")
+    several = distributed.get_world_size() > 1
+    called = DistributedDataParallel(model, find_unused_parameters=True) if several else model
+    for step, halves in enumerate(passed_by):
+        mine = [halves[distributed.get_rank()]] if several else halves
+        for passed in mine:
+            (called(torch.full((2, 6), 1.0 + step), passed)["loss"] / len(mine)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [float(factor.detach().sum()) for factor in optimizer.boosting.factors]
+
+
+@pytest.mark.distributed
+def test_a_process_that_reaches_none_takes_part_in_averaging() -> None:
+    """As does one of all that reach none: the base is given no gradient then."""
+    passed_by = [[(), ()], [(), EVERY], [EVERY, EVERY], [EVERY, ()], [(0,), (2,)]]
+    (alone,) = run(_factors, 1, passed_by)
+    for factors in run(_factors, 2, passed_by):
+        assert factors == pytest.approx(alone, abs=1e-5)

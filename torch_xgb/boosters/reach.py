@@ -1,8 +1,9 @@
 """A call of the model that reaches no drawn target, as with layers that are dropped at random.
 
 Nothing in its output requires a gradient then, and ``backward()`` would fail with words of
-autograd's that name no cause. Tied to a tensor of nobody's it passes, and the step trains nothing,
-as ``unused="skip"`` asks for.
+autograd's that name no cause. Tied to a factor that gets none it passes, and the step trains
+nothing, as ``unused="skip"`` asks for; and ``DistributedDataParallel``, which takes part in what
+other processes average once it has heard of one Parameter, has heard of this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from torch_xgb.boosters.beside import Beside
 from torch_xgb.formulas.lowrank import is_followed
 
 __all__ = ["Reach"]
@@ -49,12 +49,22 @@ class Reach:
         floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf)]
         if is_followed() or any(leaves[i].requires_grad for i in floating):
             return output
-        if not any(factor.requires_grad for factor in self._factors):
-            return output
-        for i in floating:
-            nobodys = leaves[i].new_zeros((), requires_grad=True)
-            leaves[i] = Beside.apply(leaves[i], nobodys)  # type: ignore[no-untyped-call]
+        factor = next((factor for factor in self._factors if factor.requires_grad), None)
+        for i in floating if factor is not None else ():
+            leaves[i] = _Tied.apply(leaves[i], factor)  # type: ignore[no-untyped-call]
         return tree_unflatten(leaves, form)
+
+
+class _Tied(torch.autograd.Function):
+    """The identity of y, with a Parameter in its graph that gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, factor: Tensor) -> Tensor:  # noqa: ANN401
+        return y.detach()  # no view: what follows may write into it
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return g, None
 
 
 def _is_floating(leaf: object) -> bool:

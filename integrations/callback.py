@@ -79,22 +79,15 @@ class BoostingCallback(TrainerCallback):
         spare_input_gradients(optimizer.model)
         self._stop()  # where a run is begun again, with smaller batches
         self._handles.append(optimizer.on_merge(self._remember))
+        # DeepSpeed steps in backward(), before the Trainer tells of it.
+        self._handles.append(optimizer.register_step_pre_hook(self._show))
         hook = optimizer.model.register_forward_hook(self._keep_loss)
         self._handles.append(hook)
 
-    def on_pre_optimizer_step(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show the mean loss of the accumulated batches to the policy, if there is one.
-
-        An epoch's last step may be of fewer batches. Losses that are shares of all of a step's
-        tokens are larger then, means of their own are not, and nothing tells which they are: the
-        policy is shown the mean of the step before once more.
-        """
-        if self._losses:
-            if len(self._losses) >= self._most:
-                self._most, self._mean = len(self._losses), torch.stack(self._losses).mean()
-            _boosted(kwargs["optimizer"]).observe(self._mean)
+        """Forget the batches of a step that was not taken."""
         self._losses = []
 
     def on_step_end(
@@ -182,6 +175,19 @@ class BoostingCallback(TrainerCallback):
 
     def _remember(self, report: MergeReport) -> None:
         self._last = report
+
+    def _show(self, optimizer: Any, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        """Show the mean loss of the accumulated batches to the policy, if there is one.
+
+        An epoch's last step may be of fewer batches. Losses that are shares of all of a step's
+        tokens are larger then, means of their own are not, and nothing tells which they are: the
+        policy is shown the mean of the step before once more.
+        """
+        if self._losses:
+            if len(self._losses) >= self._most:
+                self._most, self._mean = len(self._losses), torch.stack(self._losses).mean()
+            optimizer.observe(self._mean)
+        self._losses = []
 
     def _keep_loss(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         loss = output.get("loss") if isinstance(output, dict) else None

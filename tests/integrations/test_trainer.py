@@ -214,6 +214,20 @@ def test_knots_from_the_loss(tmp_path: Path) -> None:
     assert trainer.state.global_step == 4
 
 
+def test_a_policy_is_shown_the_loss_where_backward_steps() -> None:
+    """As DeepSpeed's does, before the Trainer tells of the step."""
+    model, (row, *_) = classifier(), examples(1)
+    optimizer = BoostedLowRankOptimizer(AdamW, model, **{**SETTINGS, "kappa": LossPlateau()})
+    callback, control = BoostingCallback(), TrainerControl()
+    told = cast(TrainingArguments, None), TrainerState(), control
+    callback.on_train_begin(*told, optimizer=optimizer)
+    callback.on_step_begin(*told, optimizer=optimizer)
+    model(row["input_ids"][None], labels=row["labels"][None]).loss.backward()
+    optimizer.step()
+    assert optimizer.booster_step == 1
+    callback.on_train_end(*told, optimizer=optimizer)
+
+
 class Seen(LossPlateau):
     """Remembers what it was shown."""
 

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
@@ -29,9 +31,11 @@ class Dropping(nn.Module):
 EVERY = (0, 1, 2)
 
 
-def build(unused: str) -> tuple[Dropping, BoostedLowRankOptimizer]:
+def build(unused: str, sharded: bool = False) -> tuple[Dropping, BoostedLowRankOptimizer]:
     torch.manual_seed(0)
     model = Dropping()
+    if sharded:
+        fully_shard(model)
     told = {"kappa": 4, "layers_per_booster": 2, "lr": 1e-2, "unused": unused}
     return model, BoostedLowRankOptimizer(AdamW, model, **told)
 
@@ -70,11 +74,12 @@ def test_outputs_are_as_they_were_where_nothing_is_trained() -> None:
     assert not model._forward_hooks
 
 
-def _factors(passed_by: list[list[tuple[int, ...]]]) -> list[float]:
+def _factors(passed_by: list[list[tuple[int, ...]]], how: str = "") -> list[float]:
     """What the factors are after steps in which each half of a batch passes by some blocks."""
-    model, optimizer = build("skip")
-    several = distributed.get_world_size() > 1
-    called = DistributedDataParallel(model, find_unused_parameters=True) if several else model
+    model, optimizer = build("skip", sharded=how == "sharded")
+    several, called = distributed.get_world_size() > 1, cast(nn.Module, model)
+    if how == "wrapped":
+        called = DistributedDataParallel(model, find_unused_parameters=True)
     for step, halves in enumerate(passed_by):
         mine = [halves[distributed.get_rank()]] if several else halves
         for passed in mine:
@@ -89,5 +94,8 @@ def test_a_process_that_reaches_none_takes_part_in_averaging() -> None:
     """As does one of all that reach none: the base is given no gradient then."""
     passed_by = [[(), ()], [(), EVERY], [EVERY, EVERY], [EVERY, ()], [(0,), (2,)]]
     (alone,) = run(_factors, 1, passed_by)
-    for factors in run(_factors, 2, passed_by):
+    for factors in (
+        *run(_factors, 2, passed_by, "wrapped"),
+        *run(_factors, 2, passed_by, "sharded"),
+    ):
         assert factors == pytest.approx(alone, abs=1e-5)

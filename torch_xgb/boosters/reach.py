@@ -33,8 +33,8 @@ class Reach:
         self._handle: RemovableHandle | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Begin to look at outputs."""
-        self._handle = model.register_forward_hook(self)
+        """Begin to look at outputs, before FSDP2 looks which of them will have a backward pass."""
+        self._handle = model.register_forward_hook(self, prepend=True)
 
     def detach(self) -> None:
         """End it."""

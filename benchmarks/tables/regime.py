@@ -43,7 +43,7 @@ def _stage_table(stage: Stage, journal: Journal) -> str:
 
 
 def _mean_table(stages: Sequence[Stage], journal: Journal) -> str:
-    """Lay out seed 0's means over the tasks, of the methods that have all of them.
+    """Lay out seed 0's mean scores over the tasks, of the methods that have all of them.
 
     Each at the rate that was the best on the rows held out.
     """
@@ -52,10 +52,10 @@ def _mean_table(stages: Sequence[Stage], journal: Journal) -> str:
         found = [best(tried(stage, name), journal) for stage in stages]
         records = [journal[followed.key] for followed in found if followed]
         if len(records) == len(stages) > 1:
-            lasts, bests = list(map(_last, records)), list(map(_best, records))
-            rows.append([name, *_cells(lasts, spread=False), *_cells(bests, spread=False)])
-    head = [f"{len(stages)} tasks, seed 0", "last", "loss", "ECE", "best", "loss", "ECE"]
-    return table(head, rows) if rows else ""
+            looked = (map(look, records) for look in (_last, _best))
+            means = [statistics.fmean(one[FINAL]["score"] for one in found) for found in looked]
+            rows.append([name, *(percent([mean]) for mean in means)])
+    return table([f"mean of {len(stages)} tasks, seed 0", "last", "best"], rows) if rows else ""
 
 
 def _last(record: Record) -> Record:
@@ -67,14 +67,13 @@ def _best(record: Record) -> Record:
     return min(record["checkpoints"], key=lambda checkpoint: checkpoint[SEARCH]["loss"])
 
 
-def _cells(checkpoints: Sequence[Record], *, spread: bool = True) -> list[str]:
+def _cells(checkpoints: Sequence[Record]) -> list[str]:
     """Format the means of score, loss and calibration on the scored rows."""
     found = [checkpoint[FINAL] for checkpoint in checkpoints]
-    scores = [figures["score"] for figures in found]
     errors = [figures["ece"] for figures in found if figures["ece"] is not None]
     loss = statistics.fmean(figures["loss"] for figures in found)
     return [
-        percent(scores if spread else [statistics.fmean(scores)]),
+        percent([figures["score"] for figures in found]),
         f"{loss:.3f}",
         f"{100 * statistics.fmean(errors):.1f}" if errors else "–",
     ]

@@ -127,8 +127,10 @@ METHODS = {
         # The restart of its paper, without the warm start in full: pairs and their state anew, the
         # rate rising again.
         *_ranks("ReLoRA", boosted, kappa=200, rewarmup_steps=20),
-        *(() if missing("GaLore") else _ranks("GaLore", galore)),
+        *_ranks("GaLore", galore),
         *VARIANTS.values(),
         *HELD.values(),
     )
 }
+# What is installed here; the tables show what is recorded of all.
+HERE = {n: m for n, m in METHODS.items() if m.build is not galore or not missing("GaLore")}

@@ -5,7 +5,7 @@ from functools import partial
 
 from benchmarks.measures.ceiling import counted, interleaved, ratios
 from benchmarks.measures.metrics import interval
-from benchmarks.methods.ceiling import METHODS
+from benchmarks.methods.ceiling import HERE, METHODS
 from benchmarks.runs.ceiling import LENGTHS, OTHER_RATES, QUEUE, SEEDS, Queue
 from benchmarks.runs.journal import Journal, Record
 from benchmarks.tables.table import table
@@ -69,9 +69,9 @@ def used(journal: Journal, lengths: Sequence[int] = LENGTHS) -> list[Record]:
 
 def measure(journal: Journal, rounds: int) -> None:
     """Count and time what the journal lacks."""
-    for method in METHODS.values():
+    for method in HERE.values():
         journal.once(_counts(method.name), partial(counted, method))
-    journal.once(_TIMES, lambda: {"cpu_s": interleaved(list(METHODS.values()), rounds)})
+    journal.once(_TIMES, lambda: {"cpu_s": interleaved(list(HERE.values()), rounds)})
 
 
 _TIMES = {"cost": "times"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.measures import metrics
-from benchmarks.methods.ceiling import METHODS
+from benchmarks.methods.ceiling import HERE, METHODS
 from benchmarks.methods.method import Method
 from benchmarks.runs import ceiling, letting_go, regime, sweep
 from benchmarks.runs.journal import Journal, Record
@@ -39,7 +39,7 @@ def test_windows_are_the_seeds_and_parts_share_no_file() -> None:
         torch.testing.assert_close(*logits)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "r=8" not in name])
+@pytest.mark.parametrize("name", [name for name in HERE if "r=8" not in name])
 def test_a_method_trains_what_all_do_and_reaches_the_matrices_its_own_way(name: str) -> None:
     method, model = METHODS[name], bytelm.model(0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -126,6 +126,13 @@ def test_calibration_is_the_gap_of_confidence_and_accuracy() -> None:
     assert metrics.calibration(mixed, labels) == pytest.approx(0.25 / 2, abs=1e-6)
     with pytest.raises(ValueError, match="a regression"):
         metrics.calibration(torch.ones(3, 1), torch.ones(3))
+
+
+def test_what_is_recorded_is_shown_wherever_it_cannot_be_trained() -> None:
+    recorded = Journal(ceiling.JOURNAL)
+    names = {record["method"] for record in recorded if "method" in record}
+    assert {"GaLore r=1", "GaLore r=8"} <= names <= METHODS.keys()
+    assert all(f"| {name} " in loss_table(recorded) for name in names)
 
 
 @needs_minilm

@@ -106,16 +106,22 @@ VARIANTS = {
         Method("XGBLoRA, carry tied, 0.94 r=1", boosted, 1e-2, (1e-2,), {"r": 1, "tied": 0.94}),
     )
 }
-# The rate held for three quarters of the run: a booster learns as much as its rate lets it.
-HELD = {
-    method.name: method
-    for method in (
-        Method("PEFT LoRA, held r=1", lora, 1e-2, (1e-2,), {"r": 1}, 0.75),
-        Method(
-            "XGBLoRA, carry=0.97, held r=1", boosted, 1e-2, (1e-2,), {"r": 1, "carry": CARRY}, 0.75
-        ),
+
+
+def _held(r: int, rate: float) -> dict[str, Method]:
+    """Return the pair's ways with the rate held for three quarters of the run.
+
+    A booster learns as much as its rate lets it.
+    """
+    carried = {"r": r, "carry": CARRY}
+    methods = (
+        Method(f"PEFT LoRA, held r={r}", lora, rate, (rate,), {"r": r}, 0.75),
+        Method(f"XGBLoRA, carry={CARRY}, held r={r}", boosted, rate, (rate,), carried, 0.75),
     )
-}
+    return {method.name: method for method in methods}
+
+
+HELD, HELD_EIGHT = _held(1, 1e-2), _held(8, 5e-3)  # at the rates that those falling have found
 METHODS = {
     method.name: method
     for method in (
@@ -130,6 +136,7 @@ METHODS = {
         *_ranks("GaLore", galore),
         *VARIANTS.values(),
         *HELD.values(),
+        *HELD_EIGHT.values(),
     )
 }
 # What is installed here; the tables show what is recorded of all.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from benchmarks.methods.ceiling import HELD, HERE, METHODS, VARIANTS
+from benchmarks.methods.ceiling import HELD, HELD_EIGHT, HERE, METHODS, VARIANTS
 from benchmarks.methods.method import Method
 from benchmarks.runs.journal import RESULTS, Journal, Record
 from benchmarks.runs.step import decayed, step
@@ -199,5 +199,6 @@ QUEUE = Queue((
     Stage(1600, 1, ("full", *_EIGHT, *_OTHERS)),
     Stage(6400, 1, (*MAIN[:2], *HELD), OTHER_RATES),
     Stage(6400, 1, ("full", *_EIGHT, *_OTHERS)),
+    Stage(6400, 3, (*_EIGHT[:2], *HELD_EIGHT)),
 ))  # fmt: skip
 QUICK = Queue((Stage(8, 1, tuple(METHODS)),), searched=4, windows=64)

@@ -61,18 +61,18 @@ def examples(count: int = 32) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def quiet(folder: Path, **arguments: Any) -> TrainingArguments:
+    """On a CPU, without bars and reports."""
+    return TrainingArguments(
+        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, **arguments
+    )
+
+
 def make(folder: Path, settings: dict[str, Any] | None = None, **arguments: Any) -> Trainer:
     arguments = {"max_steps": 10, "logging_steps": 5, "save_strategy": "no"} | arguments
     return Trainer(
         classifier(),
-        TrainingArguments(
-            str(folder),
-            per_device_train_batch_size=4,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            **arguments,
-        ),
+        quiet(folder, **{"per_device_train_batch_size": 4, **arguments}),
         train_dataset=examples(),
         eval_dataset=examples(8),
         optimizer_cls_and_kwargs=(BoostedFactory, {**SETTINGS, **(settings or {})}),
@@ -189,14 +189,11 @@ def test_the_best_model_s_score_is_not_given_to_the_last_booster(tmp_path: Path)
 def test_ready_made_optimizer_and_accumulation(tmp_path: Path) -> None:
     model = classifier()
     optimizer = BoostedLowRankOptimizer(AdamW, model, **SETTINGS)
-    arguments = TrainingArguments(
-        str(tmp_path),
+    arguments = quiet(
+        tmp_path,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         max_steps=7,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
         save_strategy="no",
     )
     trainer = Trainer(model, arguments, train_dataset=examples(), optimizers=(optimizer, None))
@@ -243,14 +240,11 @@ def test_a_step_of_fewer_batches_is_no_jump_of_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=60, **sizes))
-    arguments = TrainingArguments(
-        str(tmp_path),
+    arguments = quiet(
+        tmp_path,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=5,
         max_steps=6,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
         save_strategy="no",
     )
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in examples(12)]

@@ -347,15 +347,17 @@ def test_parameters_that_modules_trained_in_full_share(tmp_path: Path, saved: li
     assert torch.allclose(loaded(x), model(x), atol=1e-6)
 
 
+def one_step(model: nn.Module, run: Path, **told: Any) -> None:
+    optimizer = BoostedLowRankOptimizer(torch.optim.SGD, model, kappa=1, record=run, lr=0.1, **told)
+    model(torch.randn(3, 8)).square().sum().backward()
+    optimizer.step()
+
+
 def test_a_head_with_statistics_of_its_own_is_refused(tmp_path: Path) -> None:
     model = Shared()
     model.head["one"] = nn.BatchNorm1d(8)
     told: dict[str, Any] = {"modules_to_save": ["head"], "exclude_modules": ["embed", "read"]}
-    optimizer = BoostedLowRankOptimizer(
-        torch.optim.SGD, model, kappa=1, record=tmp_path / "run", lr=0.1, **told
-    )
-    model(torch.randn(3, 8)).square().sum().backward()
-    optimizer.step()
+    one_step(model, tmp_path / "run", **told)
     with pytest.raises(ValueError, match=r"would not load 'head.one.running_mean', a buffer"):
         Chain.load(tmp_path / "run").to_peft(tmp_path / "adapter")
 
@@ -375,11 +377,7 @@ def test_a_list_of_parameters_trained_in_full_is_refused(tmp_path: Path) -> None
     model = Scaled()
     told: dict[str, Any] = {"modules_to_save": ["scales"], "target_modules": ["blocks.1.0"]}
     told["exclude_modules"] = ["head", "embed", "read"]
-    optimizer = BoostedLowRankOptimizer(
-        torch.optim.SGD, model, kappa=1, record=tmp_path / "run", lr=0.1, **told
-    )
-    model(torch.randn(3, 8)).square().sum().backward()
-    optimizer.step()
+    one_step(model, tmp_path / "run", **told)
     with pytest.raises(ValueError, match=r"would not load 'scales.0', .* a list of Parameters"):
         Chain.load(tmp_path / "run").to_peft(tmp_path / "adapter")
 
